@@ -1,0 +1,1 @@
+"""DiffSiam: self-supervised learning that joins SimSiam with a frozen diffusion model."""

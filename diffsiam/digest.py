@@ -1,0 +1,87 @@
+"""What a stage's code is: the package modules that it imports, and a digest of their sources.
+
+Rules record the digest among their params, so an edit to ``evaluation/fewshot.py`` re-runs the few-shot jobs and
+what follows, and no training. The digest is taken over text without comments, docstrings and blank lines: those
+never re-run anything, and every Python version gives the same value. Standard library only: Snakemake computes it
+whenever it reads the Snakefile.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import io
+import tokenize
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Where each stage's work is done: the module whose imports, followed to the end, make up the stage's code.
+STAGE_MODULES = {
+    "data": "diffsiam.data.prepare",
+    "diffusion": "diffsiam.training.diffusion",
+    "representation": "diffsiam.training.representation",
+    "features": "diffsiam.evaluation.features",
+    "linear": "diffsiam.evaluation.linear",
+    "fewshot": "diffsiam.evaluation.fewshot",
+    "tables": "diffsiam.report.tables",
+}
+
+# Not part of a result: parameters are recorded by value, errors are messages, and this module only watches.
+_EXCLUDED = {"diffsiam", "diffsiam.params", "diffsiam.errors", "diffsiam.digest"}
+
+
+def modules(stage: str) -> tuple[str, ...]:
+    """Names of the package modules that ``stage`` imports, directly or not, sorted."""
+    found: set[str] = set()
+    todo = [STAGE_MODULES[stage]]
+    while todo:
+        name = todo.pop()
+        if name not in found and name not in _EXCLUDED:
+            found.add(name)
+            todo += imports(name)
+    return tuple(sorted(n for n in found if source(n).name != "__init__.py"))
+
+
+def digest(stage: str) -> str:
+    """16 hexadecimal digits that change with the code of ``stage`` and with nothing else."""
+    total = hashlib.sha256()
+    for name in modules(stage):
+        total.update(f"{name}\n{normalized(source(name).read_text(encoding='utf-8'))}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def source(module: str) -> Path:
+    """The file of a package module."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def imports(module: str) -> tuple[str, ...]:
+    """Package modules named by any import statement of ``module``, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return tuple(sorted(n for n in names if n.split(".")[0] == "diffsiam" and source(n).exists()))
+
+
+def normalized(text: str) -> str:
+    """``text`` without comments, docstrings and blank lines."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            if first is not None and is_text and isinstance(first.value.value, str):  # type: ignore[attr-defined]
+                for row in range(first.lineno, (first.end_lineno or first.lineno) + 1):
+                    lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -1,0 +1,329 @@
+"""The experiment's parameters: a strict schema, typed dataclasses, and which leaf each stage reads.
+
+``params.yaml`` is checked against ``workflow/schemas/params.schema.yaml``; unknown keys, wrong types and values out
+of range end in one `UserError` that names the key, the value met and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonschema
+import yaml
+
+from diffsiam.errors import UserError
+
+SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    root: str
+    pretrain: str
+    transfer: tuple[str, ...]
+    image_size: int
+    max_broken: float
+    val_fraction: float
+    split_seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    location: str
+    format: str
+    sha256: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unet:
+    channels: tuple[int, ...]
+    layers_per_block: int
+    attention_resolutions: tuple[int, ...]
+    norm_groups: int
+    dropout: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    source: str
+    fetch: Fetch
+    unet: Unet
+    steps: int
+    batch_size: int
+    learning_rate: float
+    grad_clip: float | None
+    ema_decay: float
+    flip: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Diti:
+    stages: tuple[int, ...] | None
+    dims_per_stage: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    name: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    crop_scale: tuple[float, float]
+    flip: float
+    jitter: tuple[float, float, float, float]
+    jitter_probability: float
+    grey_probability: float
+    blur_from: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Representation:
+    encoder_width: int
+    segments: int
+    time_input: str
+    ssl_weight: float
+    diffusion_weight: float
+    diti: Diti
+    steps: int
+    batch_size: int
+    optimizer: Optimizer
+    grad_clip: float | None
+    ema_decay: float
+    views: Views
+    collapse_below: float
+
+    def __post_init__(self) -> None:
+        if self.dim % self.segments:
+            raise UserError(
+                f"representation.segments: {self.segments} does not divide the representation's "
+                f"d = 8 * encoder_width = {self.dim}. Choose a divisor of {self.dim}."
+            )
+
+    @property
+    def dim(self) -> int:
+        """d: numbers in the representation z."""
+        return 8 * self.encoder_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    penalties: int
+    penalty_min: float
+    penalty_max: float
+    standardize: bool
+    tolerance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    ways: int
+    shots: tuple[int, ...]
+    queries: int
+    episodes: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    device: str
+    precision: str
+    threads: int
+    checkpoint_minutes: float
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data,
+    "diffusion": Diffusion,
+    "representation": Representation,
+    "features": Features,
+    "linear": Linear,
+    "fewshot": FewShot,
+    "runtime": Runtime,
+}
+
+_COMPUTE = ("runtime.device", "runtime.precision", "runtime.threads")
+
+# What each stage's results depend on, and so what its rule and its DVC stage record. A leaf in no entry
+# (data.root, runtime.checkpoint_minutes) re-runs nothing.
+STAGE_PARAMS: dict[str, tuple[str, ...]] = {
+    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
+    "diffusion": ("diffusion", *_COMPUTE),
+    "representation": ("representation", *_COMPUTE),
+    "features": ("features", *_COMPUTE),
+    "linear": ("linear",),
+    "fewshot": ("fewshot",),
+    "tables": ("methods", "seeds", "data.pretrain", "data.transfer"),
+}
+UNTRACKED = ("data.root", "runtime.checkpoint_minutes")
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    try:
+        return yaml.safe_load(SCHEMA.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{SCHEMA}: the schema of params.yaml is missing. Install the package from a clone of the "
+            "repository with `pip install -e .`."
+        ) from None
+
+
+def read(*sources: str) -> dict[str, Any]:
+    """Merge parameter sources, later ones over earlier ones, and check what is there.
+
+    Args:
+        sources: paths of YAML files, or JSON objects written out; a key that no source gives is simply absent.
+    Returns:
+        The merged mapping, nested as in params.yaml.
+    Raises:
+        UserError: a source cannot be read, or a key or value is not allowed.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged = _merge(merged, _parse(source))
+    check(merged, complete=False)
+    return merged
+
+
+def check(raw: dict[str, Any], *, complete: bool = True) -> None:
+    """Check a nested mapping against the schema; with ``complete``, absent keys are errors too."""
+    validator = jsonschema.Draft202012Validator(_schema())
+    errors = [e for e in validator.iter_errors(raw) if complete or e.validator != "required"]
+    if errors:
+        raise UserError("params: " + "\n        ".join(_explain(e) for e in sorted(errors, key=lambda e: e.path)))
+    if complete:
+        for cls in SECTIONS.values():
+            section(raw, cls)
+
+
+def section(raw: dict[str, Any], cls: type[T]) -> T:
+    """The typed section of ``raw`` that ``cls`` stands for; an absent key is a `UserError`."""
+    name = next(k for k, v in SECTIONS.items() if v is cls)
+    return _build(cls, raw.get(name, {}), name)
+
+
+def select(raw: dict[str, Any], leaves: tuple[str, ...]) -> dict[str, Any]:
+    """The part of ``raw`` below the dotted ``leaves``, nested as in ``raw``."""
+    out: dict[str, Any] = {}
+    for leaf in leaves:
+        keys = leaf.split(".")
+        value: Any = functools.reduce(lambda node, key: node[key], keys, raw)
+        out = _merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
+    return out
+
+
+def _parse(source: str) -> dict[str, Any]:
+    text, name = source, "the parameters on the command line"
+    if not source.lstrip().startswith("{"):
+        name = source
+        try:
+            text = Path(source).read_text()
+        except OSError as e:
+            raise UserError(
+                f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
+                "YAML file with --params."
+            ) from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UserError(f"{name}: not YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: a mapping of sections is needed, met {type(value).__name__}.")
+    return value
+
+
+def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    out = dict(a)
+    for key, value in b.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out
+
+
+def _build(cls: type[T], raw: dict[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in raw:
+            raise UserError(f"params: {where}.{field.name} is missing. Copy it from workflow/presets/demo.yaml.")
+        hint, value = hints[field.name], raw[field.name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(typing.cast(type, hint), value, f"{where}.{field.name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint is float or (isinstance(hint, types.UnionType) and float in hint.__args__ and value is not None):
+            value = float(value)
+        values[field.name] = value
+    return cls(**values)
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """One line for one schema error: the key, the value met, what is allowed."""
+    key = ".".join(str(p) for p in error.absolute_path)
+    rule = typing.cast(dict[str, Any], error.schema)
+    if error.validator == "additionalProperties":
+        known = list(rule["properties"])
+        unknown = [k for k in error.instance if k not in known]
+        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        path = ".".join(filter(None, [key, str(unknown[0])]))
+        return f"{path}: unknown key.{hint} Allowed here: {', '.join(known)}."
+    if error.validator == "required":
+        missing = [k for k in rule["required"] if k not in error.instance]
+        path = ".".join(filter(None, [key, missing[0]]))
+        return f"{path} is missing. Copy it from workflow/presets/demo.yaml."
+    hint = ""
+    if isinstance(error.instance, str) and error.validator == "type":
+        try:
+            float(error.instance)
+            hint = f" YAML reads {error.instance} as text: write a decimal point, as in 1.0e-4."
+        except ValueError:
+            pass
+    return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"
+
+
+def _allowed(rule: dict[str, Any]) -> str:
+    words = {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+        "minItems": "at least {} items",
+        "maxItems": "at most {} items",
+        "minLength": "not empty",
+        "pattern": "matching {}",
+    }
+    if "enum" in rule:
+        return "one of " + ", ".join(map(str, rule["enum"]))
+    kind = rule.get("type", "value")
+    parts = [kind if isinstance(kind, str) else " or ".join(kind)]
+    parts += [text.format(rule[word]) for word, text in words.items() if word in rule]
+    parts += ["no value twice"] if rule.get("uniqueItems") else []
+    meaning = f" ({rule['description'].rstrip('.')})" if "description" in rule else ""
+    return ", ".join(parts) + meaning
