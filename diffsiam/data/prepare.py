@@ -1,0 +1,200 @@
+"""Stage `data`: any data set becomes memory-mappable uint8 arrays at the encoder's size.
+
+Results depend on the images and on `params.Data`, not on threads, dates or the place of the data.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffsiam import params, runtime
+from diffsiam.data import embedded, readers, sources
+from diffsiam.data.readers import Source, Split
+from diffsiam.errors import UserError
+
+_BLOCK = 512  # images in flight
+_WORKERS = 8  # decoding and resizing leave Python's lock
+# What Pillow raises for a file that is missing, cut off or no image.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def run(dataset: str, cfg: params.Data, out: Path) -> None:
+    """Prepare one data set.
+
+    Writes into ``out``, meta.json last:
+        images_train.npy, images_test.npy: uint8, (N, image_size, image_size, 3).
+        labels_train.npy, labels_test.npy: int64, (N,).
+        attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A), where the source has attributes.
+        meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
+            source, broken (names of images left out), sha256 of every array file.
+
+    Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
+    ``val_fraction`` of train.
+
+    Raises:
+        UserError: nothing found and no download; a damaged or incomplete source; too many broken images; no
+            space. What an earlier run left in ``out`` is then untouched.
+    """
+    row = sources.get(dataset)
+    source = find(row, Path(cfg.root), cfg)
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob(".preparing-*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as folder:
+        try:
+            meta = write(row, source, cfg, Path(folder))
+            (out / "meta.json").unlink(missing_ok=True)
+            for file in meta["sha256"]:
+                os.replace(Path(folder) / file, out / file)
+            runtime.write_json(out / "meta.json", meta)
+        except OSError as e:
+            need = sum(len(s) for s in source.splits.values()) * 3 * cfg.image_size**2 / 1e6
+            raise UserError(
+                f"{dataset}: cannot write to {out} ({e.strerror}). It needs {need:.0f} MB there; make room "
+                "and run again."
+            ) from None
+
+
+def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
+    """The first of: embedded, class folders under ``root``, a tar of class folders."""
+    if row.embedded:
+        return embedded.source(row.name, cfg.image_size, cfg.split_seed)
+    if (root / row.name).is_dir():
+        return readers.class_folders(row.name, root)
+    if (root / f"{row.name}.tar").is_file():
+        return readers.tar(row.name, root)
+    raise UserError(
+        f"{row.name}: not found. Looked for class folders {root / row.name}/{{train,test}}/<class>/*.png|jpg "
+        f"and for {root / row.name}.tar of such folders."
+    )
+
+
+def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
+    """Write the arrays of ``source`` into ``folder`` and return what meta.json is to hold."""
+    splits = {"train": joined(source.splits), "test": source.splits["test"]}
+    arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}}
+    kept: dict[str, np.ndarray] = {}
+    broken: list[str] = []
+    for part, split in splits.items():
+        kept[part] = write_images(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
+        broken += _check_broken(row.name, part, source, split, kept[part], cfg.max_broken)
+        arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
+        if split.attributes is not None:
+            arrays["attributes"][part] = split.attributes[kept[part]]
+    for kind, parts in arrays.items():
+        for part, array in parts.items():
+            np.save(folder / f"{kind}_{part}.npy", array)
+    meta = {
+        "dataset": row.name,
+        "classes": list(source.classes),
+        "image_size": cfg.image_size,
+        "metric": row.metric,
+        "counts": {part: len(indices) for part, indices in kept.items()},
+        "splits": {"val": _validation(row.name, source, kept["train"], arrays["labels"]["train"], cfg)},
+        **({"attributes": list(source.attributes)} if source.attributes else {}),
+        "source": dict(source.origin),
+        "broken": broken,
+        "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
+    }
+    return meta
+
+
+def joined(splits: Mapping[str, Split]) -> Split:
+    """Train followed by val, where there is one."""
+    train, val = splits["train"], splits.get("val")
+    if val is None:
+        return train
+    n = len(train)
+    return Split(
+        [*train.names, *val.names],
+        np.concatenate([train.labels, val.labels]),
+        lambda i: train.load(i) if i < n else val.load(i - n),
+    )
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """Bicubic, antialiased, of the short side to ``size`` pixels, then the central square (METHOD.md,
+    section 5); rounding as in torchvision. An image of that size already comes back as it is."""
+    width, height = image.size
+    short = min(width, height)
+    if short != size:
+        width, height = (size * width // short, size * height // short)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, upper = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, upper, left + size, upper + size)) if width != height else image
+
+
+def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
+    """Stream a split into a .npy file, leaving out images that cannot be read.
+
+    Returns:
+        Indices of the images that were written, in order: int64, (N,).
+    """
+
+    def pixels(i: int) -> np.ndarray | None:
+        try:
+            return np.asarray(resize(split.load(i), size))
+        except _BROKEN:
+            return None
+
+    def header(count: int) -> dict[str, Any]:
+        return {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+
+    kept: list[int] = []
+    progress = runtime.Progress(len(split), what, "images")
+    # Written in sequence, not through a memory map: a full disk is then an error, not a bus error.
+    with open(path, "wb") as f, ThreadPoolExecutor(_WORKERS) as pool:
+        np.lib.format.write_array_header_1_0(f, header(len(split)))
+        begin = f.tell()
+        for start in range(0, len(split), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(split)))
+            for i, image in zip(block, pool.map(pixels, block), strict=True):
+                if image is not None:
+                    f.write(image.tobytes())
+                    kept.append(i)
+            progress.update(len(block))
+        f.seek(0)
+        np.lib.format.write_array_header_1_0(f, header(len(kept)))  # the format pads it for a change of length
+        assert f.tell() == begin
+    progress.close()
+    return np.array(kept, np.int64)
+
+
+def _check_broken(name: str, part: str, source: Source, split: Split, kept: np.ndarray, max_broken: float) -> list[str]:
+    """Names of the images left out; a `UserError` where they are too many or a whole class."""
+    broken = [split.names[i] for i in np.setdiff1d(np.arange(len(split)), kept)]
+    if len(broken) > max_broken * len(split):
+        shown = ", ".join(broken[:10]) + (", ..." if len(broken) > 10 else "")
+        raise UserError(
+            f"{name}: {len(broken)} of {len(split)} {part} images are missing or cannot be read: {shown}. "
+            f"Replace them, or allow more than data.max_broken = {max_broken:g} (a share of the split)."
+        )
+    counts = np.bincount(split.labels[kept], minlength=len(source.classes))
+    if empty := [source.classes[c] for c in np.flatnonzero(counts == 0).tolist()]:
+        raise UserError(f"{name}: {part} has no readable image of {len(empty)} classes: {', '.join(empty[:5])}.")
+    return broken
+
+
+def _validation(name: str, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data) -> list[int]:
+    """Indices into the written train images that choose the penalty."""
+    if "val" in source.splits:
+        chosen = np.flatnonzero(kept >= len(source.splits["train"]))
+    else:
+        chosen = readers.stratified(labels, cfg.val_fraction, runtime.rng(cfg.split_seed, "validation", name))
+    if not len(chosen):
+        raise UserError(
+            f"{name}: data.val_fraction = {cfg.val_fraction:g} of {len(labels)} train images leaves no "
+            "validation image. Raise it, or bring more images."
+        )
+    return chosen.tolist()

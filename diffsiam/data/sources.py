@@ -1,0 +1,185 @@
+"""What each data set is: classes, counts, metric, and the archives that it is published in.
+
+The counts of the ten data sets of the thesis are those of the published splits; a copy under `data.root` may
+hold fewer images, and `counts_match` tells. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from diffsiam.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """One published file and what unpacking it yields.
+
+    Attributes:
+        file: its name.
+        folder: where it belongs and is unpacked, under `data.root`; empty for `data.root` itself.
+        makes: files and folders that it yields in ``folder``; empty where the file is used as it is.
+        url: its address; None where none works any more.
+        checksum: ``md5:...`` or ``sha256:...`` as torchvision publishes it; None where nobody does.
+        megabytes: its size, roughly; None where unknown.
+    """
+
+    file: str
+    folder: str
+    makes: tuple[str, ...]
+    url: str | None
+    checksum: str | None
+    megabytes: int | None
+
+    def parts(self, root: Path) -> list[Path]:
+        """The files and folders that are there when this archive needs no fetching."""
+        return [root / self.folder / name for name in self.makes or (self.file,)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """One row of the table; ``train`` counts train and val together. Without archives it is embedded."""
+
+    name: str
+    classes: int
+    train: int
+    test: int
+    metric: Literal["accuracy", "mean_per_class"] = "accuracy"
+    own_val: bool = False
+    archives: tuple[Archive, ...] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Made from installed packages or rendered, so that nothing needs fetching."""
+        return not self.archives
+
+
+def _cifar(number: int, md5: str) -> tuple[Archive, ...]:
+    file = f"cifar-{number}-python.tar.gz"
+    made = {10: "cifar-10-batches-py", 100: "cifar-100-python"}[number]
+    return (Archive(file, "", (made,), f"https://www.cs.toronto.edu/~kriz/{file}", f"md5:{md5}", 170),)
+
+
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+_AIRCRAFT = (
+    Archive(
+        "fgvc-aircraft-2013b.tar.gz",
+        "",
+        ("fgvc-aircraft-2013b",),
+        f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+        None,
+        2750,
+    ),
+)
+_CALTECH = (
+    Archive(
+        "caltech-101.zip",
+        "caltech101",
+        ("101_ObjectCategories",),
+        "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+        "md5:3138e1922a9193bfa496528edbbc45d0",
+        137,
+    ),
+)
+# Stanford took the files down; the checksums are those of torchvision 0.13, which still fetched them.
+_CARS = (
+    Archive("car_devkit.tgz", "stanford_cars", ("devkit",), None, "md5:c3b158d763b6e2245038c8ad08e45376", 1),
+    Archive("cars_train.tgz", "stanford_cars", ("cars_train",), None, "md5:065e5b463ae28d29e77c1b4b166cfe61", 979),
+    Archive("cars_test.tgz", "stanford_cars", ("cars_test",), None, "md5:4ce7ebf6a94d07f1952d94dd34c4d501", 977),
+    Archive("cars_test_annos_withlabels.mat", "stanford_cars", (), None, "md5:b0a2b23655a3edd16d84508592a98d10", 1),
+)
+_DTD = (
+    Archive(
+        "dtd-r1.0.1.tar.gz",
+        "dtd",
+        ("dtd",),
+        f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz",
+        "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
+        625,
+    ),
+)
+
+
+def _flowers(file: str, makes: tuple[str, ...], md5: str, megabytes: int) -> Archive:
+    return Archive(file, "flowers-102", makes, f"{_OXFORD}/flowers/102/{file}", f"md5:{md5}", megabytes)
+
+
+_FLOWERS = (
+    _flowers("102flowers.tgz", ("jpg",), "52808999861908f626f3c1f4e79d11fa", 345),
+    _flowers("imagelabels.mat", (), "e0620be6f572b9609742df49c70aed4d", 1),
+    _flowers("setid.mat", (), "a5357ecc9cb78c4bef273ce3793fc85c", 1),
+)
+_FOOD = (
+    Archive(
+        "food-101.tar.gz",
+        "",
+        ("food-101",),
+        "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+        "md5:85eeb15f3717b99a5da872d97d918f87",
+        5000,
+    ),
+)
+
+
+def _pets(kind: str, md5: str, megabytes: int) -> Archive:
+    file = f"{kind}.tar.gz"
+    return Archive(file, "oxford-iiit-pet", (kind,), f"{_OXFORD}/pets/data/{file}", f"md5:{md5}", megabytes)
+
+
+_PETS = (
+    _pets("images", "5c4f3ee8e5d25df40f4fd59a7f44e54c", 792),
+    _pets("annotations", "95a8c909bbe2e81eed6a22bccdf3f68f", 19),
+)
+# torchvision's SUN397 has no splits: they are in a second archive, kept out of the folder of the first.
+_SUN = (
+    Archive(
+        "SUN397.tar.gz",
+        "",
+        ("SUN397",),
+        "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+        "md5:8ca2778205c41d23104230ba66911c7a",
+        39000,
+    ),
+    Archive(
+        "Partitions.zip",
+        "SUN397-partitions",
+        ("Training_01.txt", "Testing_01.txt"),
+        "https://vision.princeton.edu/projects/2010/SUN/download/Partitions.zip",
+        "sha256:e3311ea5f812d4cc6faef194688343d1111f6cd6f70f2c62f393c2b8d6ba1ec9",
+        None,
+    ),
+)
+
+DATASETS: dict[str, DataSet] = {
+    row.name: row
+    for row in (
+        DataSet("CIFAR10", 10, 50_000, 10_000, archives=_cifar(10, "c58f30108f718f92721af3b95e74349a")),
+        DataSet("Aircraft", 100, 6_667, 3_333, "mean_per_class", own_val=True, archives=_AIRCRAFT),
+        DataSet("Caltech", 102, 3_060, 6_084, "mean_per_class", archives=_CALTECH),
+        DataSet("Cars", 196, 8_144, 8_041, archives=_CARS),
+        DataSet("CIFAR100", 100, 50_000, 10_000, archives=_cifar(100, "eb9058c3a382ffc7106e4002c42a8d85")),
+        DataSet("DTD", 47, 3_760, 1_880, own_val=True, archives=_DTD),
+        DataSet("Flowers", 102, 2_040, 6_149, "mean_per_class", own_val=True, archives=_FLOWERS),
+        DataSet("Food", 101, 75_750, 25_250, archives=_FOOD),
+        DataSet("Pets", 37, 3_680, 3_669, "mean_per_class", archives=_PETS),
+        DataSet("SUN", 397, 19_850, 19_850, archives=_SUN),
+        DataSet("digits", 10, 1_198, 599),
+        DataSet("photos", 10, 1_000, 500),
+        DataSet("sprites", 6, 3_000, 900),
+    )
+}
+
+
+def get(name: str) -> DataSet:
+    """The row of a data set; an unknown name is a `UserError`."""
+    if name not in DATASETS:
+        raise UserError(f"{name}: no such data set. Allowed: {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def counts_match(name: str, n_train: int, n_test: int) -> bool:
+    """Whether a prepared data set has the published split sizes (train with val), not those of a subset."""
+    row = get(name)
+    return (n_train, n_test) == (row.train, row.test)
