@@ -5,6 +5,7 @@ Results depend on the images and on `params.Data`, not on threads, dates or the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import struct
@@ -19,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import embedded, readers, sources
+from diffsiam.data import download, embedded, published, readers, sources
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
 
-_BLOCK = 512  # images in flight
-_WORKERS = 8  # decoding and resizing leave Python's lock
+_WORKERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
+_TASK = 32  # images that a thread takes at a time
 # What Pillow raises for a file that is missing, cut off or no image.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -67,17 +68,17 @@ def run(dataset: str, cfg: params.Data, out: Path) -> None:
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
-    """The first of: embedded, class folders under ``root``, a tar of class folders."""
+    """Embedded, or the first of what is there: torchvision's layout under ``root``, class folders, a tar of class
+    folders; else a download into torchvision's layout."""
     if row.embedded:
         return embedded.source(row.name, cfg.image_size, cfg.split_seed)
-    if (root / row.name).is_dir():
-        return readers.class_folders(row.name, root)
-    if (root / f"{row.name}.tar").is_file():
-        return readers.tar(row.name, root)
-    raise UserError(
-        f"{row.name}: not found. Looked for class folders {root / row.name}/{{train,test}}/<class>/*.png|jpg "
-        f"and for {root / row.name}.tar of such folders."
-    )
+    if not all(download.present(archive, root) for archive in row.archives):
+        if any((root / row.name / split).is_dir() for split in readers.SPLITS):
+            return readers.class_folders(row.name, root)
+        if (root / f"{row.name}.tar").is_file():
+            return readers.tar(row.name, root)
+        download.fetch(row, root)
+    return published.read(row, root, cfg.split_seed)
 
 
 def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
@@ -142,11 +143,14 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
         Indices of the images that were written, in order: int64, (N,).
     """
 
-    def pixels(i: int) -> np.ndarray | None:
+    def pixels(i: int) -> bytes | None:
         try:
-            return np.asarray(resize(split.load(i), size))
+            return resize(split.load(i), size).tobytes()
         except _BROKEN:
             return None
+
+    def task(start: int) -> list[tuple[int, bytes | None]]:
+        return [(i, pixels(i)) for i in range(start, min(start + _TASK, len(split)))]
 
     def header(count: int) -> dict[str, Any]:
         return {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
@@ -157,13 +161,13 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
     with open(path, "wb") as f, ThreadPoolExecutor(_WORKERS) as pool:
         np.lib.format.write_array_header_1_0(f, header(len(split)))
         begin = f.tell()
-        for start in range(0, len(split), _BLOCK):
-            block = range(start, min(start + _BLOCK, len(split)))
-            for i, image in zip(block, pool.map(pixels, block), strict=True):
+        for start in range(0, len(split), _TASK * _WORKERS):  # few at a time: results wait in memory
+            starts = range(start, min(start + _TASK * _WORKERS, len(split)), _TASK)
+            for i, image in itertools.chain.from_iterable(pool.map(task, starts)):
                 if image is not None:
-                    f.write(image.tobytes())
+                    f.write(image)
                     kept.append(i)
-            progress.update(len(block))
+                progress.update()
         f.seek(0)
         np.lib.format.write_array_header_1_0(f, header(len(kept)))  # the format pads it for a change of length
         assert f.tell() == begin

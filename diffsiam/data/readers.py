@@ -148,6 +148,10 @@ def _members(path: Path) -> Iterable[tuple[tarfile.TarInfo, tuple[str, ...]]]:
                         "relative names without '..' are read. Make the tar again from the folder itself."
                     )
                 yield member, name.parts
+        with open(path, "rb") as f:  # tarfile takes damage between members for the end
+            f.seek(archive.offset)
+            if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no end mark at byte {archive.offset}")
     except (tarfile.TarError, OSError) as e:
         raise UserError(
             f"{path}: not a whole, uncompressed tar ({e}). Copy it again, or make it with `tar -cf`."
