@@ -48,23 +48,22 @@ def run(dataset: str, cfg: params.Data, out: Path) -> None:
             space. What an earlier run left in ``out`` is then untouched.
     """
     row = sources.get(dataset)
-    source = find(row, Path(cfg.root), cfg)
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(".preparing-*"):
-        shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as folder:
-        try:
+    source = find(row, Path(cfg.root).expanduser(), cfg)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in out.glob(".preparing-*"):
+            shutil.rmtree(stale)
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=out) as folder:
             meta = write(row, source, cfg, Path(folder))
             (out / "meta.json").unlink(missing_ok=True)
             for file in meta["sha256"]:
                 os.replace(Path(folder) / file, out / file)
             runtime.write_json(out / "meta.json", meta)
-        except OSError as e:
-            need = sum(len(s) for s in source.splits.values()) * 3 * cfg.image_size**2 / 1e6
-            raise UserError(
-                f"{dataset}: cannot write to {out} ({e.strerror}). It needs {need:.0f} MB there; make room "
-                "and run again."
-            ) from None
+    except OSError as e:
+        need = sum(len(s) for s in source.splits.values()) * 3 * cfg.image_size**2 / 1e6
+        raise UserError(
+            f"{dataset}: cannot write to {out} ({e.strerror}). It needs {need:.0f} MB there; make room and run again."
+        ) from None
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
