@@ -174,3 +174,9 @@ def test_stratified_is_exact_where_the_share_is_whole() -> None:
     chosen = readers.stratified(labels, 0.2, np.random.default_rng(3))
     assert np.bincount(labels[chosen]).tolist() == [3] * 10
     assert not np.array_equal(chosen, readers.stratified(labels, 0.2, np.random.default_rng(4)))
+
+
+def test_stratified_leaves_one_of_every_class_however_large_the_share() -> None:
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    left = np.delete(labels, readers.stratified(labels, 0.9, np.random.default_rng(0)))
+    assert np.bincount(left).tolist() == [1, 1, 1]
