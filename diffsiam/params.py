@@ -26,8 +26,6 @@ SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.
 @dataclasses.dataclass(frozen=True)
 class Data:
     root: str
-    pretrain: str
-    transfer: tuple[str, ...]
     image_size: int
     max_broken: float
     val_fraction: float
@@ -176,9 +174,10 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "features": ("features", *_COMPUTE),
     "linear": ("linear",),
     "fewshot": ("fewshot",),
-    "tables": ("methods", "seeds", "data.pretrain", "data.transfer"),
+    "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes")
+VARIABLE = "DIFFSIAM_PARAMS"  # environment variable that carries the untracked leaves to a rule's command, as JSON
 
 T = TypeVar("T")
 
@@ -239,22 +238,22 @@ def select(raw: dict[str, Any], leaves: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parse(source: str) -> dict[str, Any]:
-    text, name = source, "the parameters on the command line"
-    if not source.lstrip().startswith("{"):
-        name = source
+    if source.lstrip().startswith("{"):
         try:
-            text = Path(source).read_text()
-        except OSError as e:
-            raise UserError(
-                f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
-                "YAML file with --params."
-            ) from None
+            return json.loads(source)
+        except json.JSONDecodeError as e:
+            raise UserError(f"--params {source}: not a JSON object ({e}).") from None
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(
+            f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
+            "YAML file with --params."
+        ) from None
     except yaml.YAMLError as e:
-        raise UserError(f"{name}: not YAML: {' '.join(str(e).split())}") from None
+        raise UserError(f"{source}: not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{name}: a mapping of sections is needed, met {type(value).__name__}.")
+        raise UserError(f"{source}: a mapping of sections is needed, met {type(value).__name__}.")
     return value
 
 

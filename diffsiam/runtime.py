@@ -199,11 +199,8 @@ class Progress:
             self.said = now
             rate = (self.done - self.start) / max(now - self.began, 1e-9)
             left = datetime.timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
-            print(
-                f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left} left {note}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {left} left {note}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal tidy."""

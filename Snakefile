@@ -1,0 +1,31 @@
+# The DAG, from data sets to tables. `snakemake --cores all tables` makes everything that is missing or out of date.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "params.yaml"
+
+
+# Rules run in the environment that Snakemake itself runs in; a container is used only with --software-deployment-method.
+container: "docker://python:3.11"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/diffusion.smk"
+include: "workflow/rules/representation.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    tables,
+    data,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,

@@ -1,0 +1,135 @@
+"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffsiam import params
+from diffsiam.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; 0 when it is done, 2 after a `UserError`, whose message is all that is printed."""
+    args = _parser().parse_args(argv)
+    try:
+        untracked = os.environ.get(params.VARIABLE, "{}")
+        args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
+    except UserError as e:
+        print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.data import prepare
+
+    prepare.run(args.dataset, params.section(raw, params.Data), args.out)
+
+
+def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.training import diffusion
+
+    cfg, rt = params.section(raw, params.Diffusion), params.section(raw, params.Runtime)
+    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint)
+
+
+def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.training import representation
+
+    cfg, rt = params.section(raw, params.Representation), params.section(raw, params.Runtime)
+    representation.run(args.method, cfg, rt, args.data, args.diffusion, args.out, args.checkpoint, seed=args.seed)
+
+
+def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import features
+
+    cfg, rt = params.section(raw, params.Features), params.section(raw, params.Runtime)
+    features.run(args.encoder, args.data, cfg, rt, args.out)
+
+
+def _linear(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import linear
+
+    cfg = params.section(raw, params.Linear)
+    linear.run(args.features, args.meta, cfg, args.out, method=args.method, seed=args.seed)
+
+
+def _fewshot(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import fewshot
+
+    cfg = params.section(raw, params.FewShot)
+    fewshot.run(args.features, args.meta, cfg, args.out, method=args.method, seed=args.seed)
+
+
+def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import tables
+
+    tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffsiam", description="One stage of the DiffSiam pipeline; `snakemake --cores all tables` runs them all."
+    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def stage(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = stages.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--params",
+            action="append",
+            metavar="FILE_OR_JSON",
+            help="parameters, a YAML file or a JSON object; repeat to override (default: params.yaml)",
+        )
+        sub.add_argument("--out", type=Path, required=True, metavar="PATH", help="what to write")
+        return sub
+
+    def encoder_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--features", type=Path, required=True, metavar="NPZ", help="features of one data set")
+        sub.add_argument("--meta", type=Path, required=True, metavar="JSON", help="meta.json of that data set")
+        sub.add_argument("--method", required=True, help="the encoder's method, for the record")
+        sub.add_argument("--seed", type=int, required=True, help="the encoder's seed, for the record")
+
+    def training_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set to train on")
+        sub.add_argument(
+            "--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes from"
+        )
+
+    sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
+    sub.add_argument("dataset", help="name of the data set")
+
+    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4)."))
+
+    sub = stage("representation", _representation, "Train an encoder by one method (Eq. 3.9 to 3.12).")
+    sub.add_argument("method", help="row of the METHODS table")
+    sub.add_argument("--diffusion", type=Path, metavar="DIR", help="the frozen diffusion model, diffusers' layout")
+    sub.add_argument("--seed", type=int, required=True)
+    training_options(sub)
+
+    sub = stage("features", _features, "Extract the features of a data set by a frozen encoder.")
+    sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="weights, beside their config.json")
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
+
+    encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
+    encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
+
+    sub = stage("table", _table, "Collect results into Table 4.1 or 4.2 as CSV, Markdown and LaTeX.")
+    sub.add_argument("table", choices=["4_1", "4_2"])
+    sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results to collect")
+    sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
+    sub.add_argument(
+        "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
+    )
+    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Features of one data set by one frozen encoder, extracted once for every protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsiam import runtime
+from diffsiam.data import pixels
+from diffsiam.errors import UserError
+from diffsiam.evaluation import store
+from diffsiam.models.encoder import Encoder
+from diffsiam.params import Features, Runtime
+
+
+def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> None:
+    """Write the features of ``data``'s train and test images (METHOD section 5: frozen, un-augmented).
+
+    Args:
+        encoder: encoder.safetensors or encoder_ema.safetensors, beside its config.json.
+        data: folder of a prepared data set.
+        out: the .npz file to write.
+    Raises:
+        UserError: the images have another size than the encoder was trained on.
+    """
+    device = runtime.select_device(rt)
+    model, side = load_encoder(encoder)
+    model.to(device).to(memory_format=torch.channels_last)
+    arrays: list[np.ndarray] = []
+    for split in ("train", "test"):
+        images = np.load(data / f"images_{split}.npy", mmap_mode="c")
+        if images.shape[1:] != (side, side, 3):
+            raise UserError(
+                f"{data}: images of {images.shape[1]}x{images.shape[2]}, but {encoder} was trained on {side}x{side}. "
+                "Set data.image_size to one value for both and run Snakemake again."
+            )
+        arrays += [extract(model, images, cfg.batch_size, device), np.load(data / f"labels_{split}.npy")]
+    store.write(out, *arrays)
+
+
+def load_encoder(weights: Path) -> tuple[Encoder, int]:
+    """An encoder in evaluation mode, and the side in pixels of the images that it takes."""
+    config = runtime.read_json(weights.parent / "config.json")
+    model = Encoder(config["encoder_width"], config["image_size"])
+    try:
+        model.load_state_dict(runtime.load_weights(weights))
+    except RuntimeError as e:
+        raise UserError(f"{weights}: does not fit the config.json beside it: {e}") from None
+    return model.eval().requires_grad_(False), config["image_size"]
+
+
+@torch.inference_mode()
+def extract(model: nn.Module, images: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
+    """Features (N, d) float32 of uint8 images (N, H, W, 3), in full precision whatever the training's was."""
+    blocks: list[Tensor] = []
+    for start in range(0, len(images), batch_size):
+        block = torch.from_numpy(images[start : start + batch_size])
+        blocks.append(model(pixels.to_float(block.to(device))).cpu())
+    return torch.cat(blocks).numpy()

@@ -1,0 +1,47 @@
+"""SimSiam (Chen & He 2021): heads, loss and the measure of collapse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Heads(nn.Module):
+    """SimSiam's CIFAR heads on a representation of ``dim`` = d numbers: a projector of two layers, 4d wide, batch norm
+    after both, and a predictor 4d -> d -> 4d, batch norm and ReLU after its first layer only.
+
+    The last batch norm has no scale and shift, as in the authors' code.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        wide = 4 * dim
+        self.projector = nn.Sequential(
+            nn.Linear(dim, wide, bias=False),
+            nn.BatchNorm1d(wide),
+            nn.ReLU(),
+            nn.Linear(wide, wide, bias=False),
+            nn.BatchNorm1d(wide, affine=False),
+        )
+        self.predictor = nn.Sequential(
+            nn.Linear(wide, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, wide)
+        )
+
+    def forward(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 3.9 for the representations (N, d) of two views; returns the loss and the first view's projection."""
+        h1, h2 = self.projector(z1).float(), self.projector(z2).float()
+        p1, p2 = self.predictor(h1).float(), self.predictor(h2).float()
+        return 0.5 * negative_cosine(p1, h2) + 0.5 * negative_cosine(p2, h1), h1.detach()
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """D of Eq. 3.10, mean over the batch, with stop-gradient on the target's side; in [-1, 1]."""
+    return -functional.cosine_similarity(prediction, target.detach(), dim=1).mean()
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """sqrt(d) times the mean per-dimension standard deviation of z / |z|, (N, d) -> scalar: 0 is collapse, 1 an even
+    spread over the sphere (rectified features, all on one side, stay below 1)."""
+    return functional.normalize(z.float(), dim=1).std(dim=0).mean() * z.shape[1] ** 0.5

@@ -1,0 +1,164 @@
+"""Tables 4.1 and 4.2: tidy CSV with the thesis's numbers beside ours, and Markdown and LaTeX in the thesis's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diffsiam import runtime
+from diffsiam.data import sources
+from diffsiam.training.methods import METHODS
+
+_KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
+_CAPTIONS = {
+    "4_1": "Table 4.1. Linear classification: accuracy in percent (Aircraft, Caltech, Flowers, Pets: mean per class).",
+    "4_2": "Table 4.2. 5-way few-shot classification: accuracy in percent and 95 % interval over episodes.",
+}
+
+
+def run(
+    table: str, results: Sequence[Path], metas: Sequence[Path], configs: Sequence[Path], reference: Path, out: Path
+) -> None:
+    """Write one table as ``out`` (.csv), and .md and .tex beside it.
+
+    Args:
+        table: "4_1" or "4_2".
+        results: JSON files of the linear probe or the few-shot episodes.
+        metas: meta.json of every data set in ``results``.
+        configs: config.json of every encoder in ``results``; their parameters stand in the footnote.
+        reference: the thesis's numbers as CSV.
+    """
+    rows = [row for path in results for row in _ROWS[table](runtime.read_json(path))]
+    frame = with_thesis(pd.DataFrame(rows), pd.read_csv(reference), _KEYS[table], _complete(metas))
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
+    shaped = [(shots, _shape(part, datasets, table == "4_2")) for shots, part in blocks]
+    note = _footnote(configs, frame)
+    with runtime.atomic(out) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.4f")
+    runtime.write_text(out.with_suffix(".md"), _markdown(_CAPTIONS[table], shaped, note))
+    runtime.write_text(out.with_suffix(".tex"), _latex(_CAPTIONS[table], shaped, note))
+
+
+def _linear_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    names = ["method", "dataset", "seed", "metric", "accuracy", "ci95", "l2", "n_train", "n_test"]
+    return [{name: result[name] for name in names} | {"l2": f"{result['l2']:.6g}"}]
+
+
+def _fewshot_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"shots": int(shots)}
+        | {name: result[name] for name in ("method", "dataset", "seed")}
+        | {name: scores[name] for name in ("accuracy", "std", "ci95")}
+        | {"episodes": result["episodes"]}
+        for shots, scores in result["shots"].items()
+    ]
+
+
+_ROWS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {"4_1": _linear_rows, "4_2": _fewshot_rows}
+
+
+def with_thesis(frame: pd.DataFrame, thesis: pd.DataFrame, keys: list[str], complete: set[str]) -> pd.DataFrame:
+    """Add the thesis's numbers as columns ``thesis_*``, only for the data sets in ``complete``."""
+    printed = thesis[thesis["dataset"].isin(complete)]
+    printed = printed.rename(columns={c: f"thesis_{c}" for c in thesis.columns if c not in keys})
+    order = {name: i for i, name in enumerate(METHODS)}
+    frame = frame.sort_values("method", key=lambda c: c.map(order), kind="stable")
+    if "shots" in keys:
+        frame = frame.sort_values("shots", kind="stable")
+    return frame.merge(printed, on=keys, how="left").reset_index(drop=True)
+
+
+def _complete(metas: Sequence[Path]) -> set[str]:
+    """Data sets with the published counts: the thesis's numbers are not those of a subset."""
+    facts = [runtime.read_json(path) for path in metas]
+    return {
+        f["dataset"] for f in facts if sources.counts_match(f["dataset"], f["counts"]["train"], f["counts"]["test"])
+    }
+
+
+def _shape(frame: pd.DataFrame, datasets: list[str], interval: bool) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best."""
+    by = frame.groupby(["method", "dataset"], sort=False)
+    means, spreads = by["accuracy"].mean().unstack(), by["accuracy"].std(ddof=1).unstack()
+    intervals = by["ci95"].mean().unstack()
+    means, best = means[datasets], means[datasets].max()
+    rows = []
+    for method in means.index:
+        cells = []
+        for name in datasets:
+            text = f"{means.loc[method, name]:.2f}"
+            if interval:
+                text += f" ± {intervals.loc[method, name]:.2f}"
+            if pd.notna(spreads.loc[method, name]):
+                text += f" ({spreads.loc[method, name]:.2f})"
+            cells.append((text, bool(means.loc[method, name] == best[name])))
+        average = means.mean(axis=1)
+        cells.append((f"{average[method]:.2f}", bool(average[method] == average.max())))
+        rows.append((METHODS[method].title, cells))
+    printed = frame.drop_duplicates(["method", "dataset"]).set_index(["method", "dataset"])["thesis_accuracy"]
+    for method in means.index:
+        values = [printed.get((method, name)) for name in datasets]
+        if any(pd.notna(v) for v in values):
+            cells = [(f"{v:.2f}" if pd.notna(v) else "", False) for v in values]
+            full = pd.Series(values, dtype=float)
+            cells.append((f"{full.mean():.2f}" if full.notna().all() else "", False))
+            rows.append((f"{METHODS[method].title} (thesis)", cells))
+    return [("", [(name, False) for name in [*datasets, "Avg."]]), *rows]
+
+
+def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
+    """How the encoders were trained, from their own records."""
+    records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
+    first = next(iter(records.values()))
+    params = first["params"]["representation"]
+    lines = [
+        f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, {first['segments']} segments, "
+        f"images of {first['image_size']}x{first['image_size']}, {params['steps']} steps of {params['batch_size']}.",
+        f"The diffusion term is the mean over pixels, weighted by {params['diffusion_weight']:g} (our choice: "
+        f"the thesis leaves the scale open); SimSiam's by {params['ssl_weight']:g}.",
+        f"Seeds: {', '.join(str(s) for s in sorted(frame['seed'].unique()))}"
+        + (
+            "; standard deviation over seeds in parentheses."
+            if frame["seed"].nunique() > 1
+            else "; one seed: differences between methods include the luck of that seed."
+        ),
+    ]
+    if frame["thesis_accuracy"].isna().all():
+        lines.append("The thesis's numbers are left out: these data sets or their sizes are not the thesis's.")
+    return " ".join(lines)
+
+
+def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+    out = [f"**{caption}**", ""]
+    for shots, (head, *rows) in blocks:
+        out += [f"{shots}-shot", ""] if shots is not None else []
+        out += ["| " + " | ".join([head[0], *(text for text, _ in head[1])]) + " |"]
+        out += ["|---|" + "---:|" * len(head[1])]
+        out += [
+            "| " + " | ".join([title, *(f"**{text}**" if best else text for text, best in cells)]) + " |"
+            for title, cells in rows
+        ]
+        out += [""]
+    return "\n".join([*out, note, ""])
+
+
+def _latex(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+    out = [r"\begin{table}", r"\centering", f"\\caption{{{_tex(caption)}}}"]
+    for shots, (head, *rows) in blocks:
+        out += [f"\\par\\medskip {shots}-shot\\par"] if shots is not None else []
+        out += [f"\\begin{{tabular}}{{l{'r' * len(head[1])}}}", r"\hline"]
+        out += [" & ".join(["", *(_tex(text) for text, _ in head[1])]) + r" \\ \hline"]
+        out += [
+            " & ".join([_tex(title), *(f"\\textbf{{{_tex(t)}}}" if best else _tex(t) for t, best in cells)]) + r" \\"
+            for title, cells in rows
+        ]
+        out += [r"\hline", r"\end{tabular}"]
+    return "\n".join([*out, f"\\par\\smallskip {{\\footnotesize {_tex(note)}}}", r"\end{table}", ""])
+
+
+def _tex(text: str) -> str:
+    return text.replace("%", r"\%").replace("±", r"$\pm$").replace("_", r"\_")

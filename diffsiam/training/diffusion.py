@@ -1,0 +1,108 @@
+"""Pretraining of the diffusion model (Eq. 3.4, without its 1/(1 - abar_t) factor, as Ho et al. do)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsiam import runtime
+from diffsiam.data import pixels
+from diffsiam.diffusion import schedule
+from diffsiam.models.unet import DiffusionModel
+from diffsiam.params import Diffusion, Runtime
+from diffsiam.training import loop
+
+
+class NoisePrediction(nn.Module):
+    """Mean squared error of the predicted noise."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Batch with ``x`` = x_t, ``t`` in 1..T and ``noise`` to the loss."""
+        predicted = self.model.predict_noise(batch["x"], batch["t"])
+        return {"loss": nn.functional.mse_loss(predicted, batch["noise"])}
+
+
+def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path) -> None:
+    """Pretrain a diffusion model on ``data``/images_train.npy, and write its averaged weights to ``out``.
+
+    Args:
+        data: folder of a prepared data set.
+        out: folder that gets config.json and the weights in diffusers' layout, training.json and history.csv.
+        checkpoint: file to resume from.
+    """
+    began = time.monotonic()
+    device = runtime.select_device(rt)
+    images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
+    torch.manual_seed(runtime.derive_seed(cfg.seed, "weights"))
+    model = DiffusionModel.create(cfg.unet, images.shape[1])
+    table = schedule.Schedule().to(device)
+
+    def batch(step: int, indices: Tensor) -> dict[str, Tensor]:
+        g = runtime.generator(cfg.seed, "diffusion", step, device)
+        x0 = pixels.to_float(images[indices].to(device))
+        flip = torch.rand(len(x0), generator=g, device=device) < cfg.flip
+        x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
+        t = torch.randint(1, schedule.TIMESTEPS + 1, (len(x0),), generator=g, device=device)
+        noise = torch.randn(x0.shape, generator=g, device=device)
+        return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}
+
+    plan = loop.Plan(
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=cfg.learning_rate, fused=True),
+        learning_rate=lambda step: cfg.learning_rate,
+        grad_clip=cfg.grad_clip,
+        ema_decay=cfg.ema_decay,
+        device=device,
+        dtype=runtime.compute_dtype(rt, device),
+        checkpoint=checkpoint,
+        checkpoint_minutes=rt.checkpoint_minutes,
+        identity=identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
+    )
+    task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, batch, len(images))
+    history, averaged = loop.train(task, plan)
+    model.save(out, averaged["model"])
+    finish(out / "training.json", out / "history.csv", plan, history, began)
+
+
+def identity(data: Path, *, rt: Runtime, **parts: Any) -> dict[str, Any]:
+    """What a training depends on: its parameters, the images and the arithmetic."""
+    compute = {"device": rt.device, "precision": rt.precision, "threads": rt.threads}
+    checksums = runtime.read_json(data / "meta.json")["sha256"]
+    return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}
+
+
+def finish(
+    config: Path,
+    history_csv: Path,
+    plan: loop.Plan,
+    history: list[dict[str, float]],
+    began: float,
+    **more: Any,
+) -> None:
+    """Write the history and the record of a run, and drop its checkpoint."""
+    import pandas as pd
+
+    with runtime.atomic(history_csv) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
+    record = {
+        **more,
+        "params": plan.identity,
+        "device": str(plan.device),
+        "precision": str(plan.dtype).removeprefix("torch."),
+        "seconds": round(time.monotonic() - began, 1),
+        "collected": runtime.provenance(),
+    }
+    runtime.write_json(config, record)
+    plan.checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,291 @@
+"""The one training loop: steps, averaging, records, checkpoints.
+
+Everything random in a step is drawn from generators named by (seed, purpose, step), so the whole state of a run is its
+weights, optimiser, averages, records and step number, and a stopped run resumes to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsiam import runtime
+from diffsiam.errors import UserError
+
+STOPPED = 75  # exit status of a training that saved its state on a signal and wants to be started again (EX_TEMPFAIL)
+_RECORDS = 500  # rows of a history, at most: each is the mean over the steps since the last
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        name: for progress lines.
+        module: the trainable part; called with a batch, returns scalar tensors by name, ``loss`` among them.
+        averaged: parts of ``module`` whose exponential moving average is kept.
+        batch: (step, indices of the step's images) to a batch; runs without gradient.
+        size: number of training images.
+        warnings: name of a returned scalar to (limit, message) said once when a record falls below the limit.
+    """
+
+    name: str
+    module: nn.Module
+    averaged: Mapping[str, nn.Module]
+    batch: Callable[[int, Tensor], Any]
+    size: int
+    warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How it is trained.
+
+    Attributes:
+        learning_rate: step -> rate.
+        identity: what the result depends on; a checkpoint made under another identity is refused.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    learning_rate: Callable[[int], float]
+    grad_clip: float | None
+    ema_decay: float
+    device: torch.device
+    dtype: torch.dtype
+    checkpoint: Path
+    checkpoint_minutes: float
+    identity: Mapping[str, Any]
+
+
+class Average:
+    """Exponential moving average of a module's weights with decay min(limit, (1 + step) / (10 + step)); batch-norm
+    statistics, which are averages already, are copied."""
+
+    def __init__(self, module: nn.Module, limit: float) -> None:
+        self.limit = limit
+        self.live = dict(module.state_dict(keep_vars=True))
+        self.state = {k: v.detach().clone() for k, v in self.live.items()}
+        self.names = [k for k, v in self.live.items() if isinstance(v, nn.Parameter)]
+        self.copied = [k for k in self.live if k not in set(self.names)]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` (0-based)."""
+        decay = min(self.limit, (1 + step) / (10 + step))
+        own = [self.state[k] for k in self.names]
+        torch._foreach_lerp_(own, [self.live[k].detach() for k in self.names], 1 - decay)
+        for k in self.copied:
+            self.state[k].copy_(self.live[k])
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved state."""
+        for k, v in state.items():
+            self.state[k].copy_(v)
+
+
+def step_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Images of one step: consecutive pieces of an endless row of permutations, one per epoch."""
+    start, stop = step * batch_size, (step + 1) * batch_size
+    pieces = []
+    for epoch in range(start // size, (stop - 1) // size + 1):
+        order = runtime.rng(seed, "order", epoch).permutation(size)
+        pieces.append(order[max(start - epoch * size, 0) : stop - epoch * size])
+    return np.concatenate(pieces)
+
+
+def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
+    """Train to the end, from the checkpoint where there is one.
+
+    Returns:
+        The history, one row per record, and the averaged weights by the names of ``task.averaged``.
+    Raises:
+        UserError: the loss is not finite; the checkpoint belongs to another run; it cannot be written.
+        SystemExit: with status `STOPPED` after SIGTERM, SIGINT or SIGUSR1; the state is saved.
+    """
+    module = task.module.to(plan.device).to(memory_format=torch.channels_last).train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = plan.optimizer(parameters)
+    averages = {name: Average(part, plan.ema_decay) for name, part in task.averaged.items()}
+    run = _Run(module, optimizer, averages, plan)
+    run.resume()
+    every = max(1, plan.steps // _RECORDS)
+    progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step)
+    saved, record_began = time.monotonic(), time.monotonic()
+    with _stop_requests() as requests:
+        while run.step < plan.steps:
+            parts = _step(task, plan, run, parameters)
+            run.add(parts)
+            if run.step % every == 0 or run.step == plan.steps:
+                now = time.monotonic()
+                rate = run.counted * plan.batch_size / (now - record_began)
+                row = run.record(rate)
+                record_began = now
+                _guard(task, plan, row)
+                progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
+            if requests or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
+                run.save()
+                saved = time.monotonic()
+            if requests:
+                progress.close()
+                print(
+                    f"{task.name}: stopped by {signal.Signals(requests[0]).name} at step {run.step} of {plan.steps}; "
+                    f"the state is in {plan.checkpoint}. The same command goes on from there.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(STOPPED)
+    progress.close()
+    return run.history, {name: average.state for name, average in averages.items()}
+
+
+def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    step = run.step
+    for group in run.optimizer.param_groups:
+        group["lr"] = plan.learning_rate(step)
+    indices = torch.from_numpy(step_indices(task.size, plan.batch_size, plan.seed, step))
+    torch.manual_seed(runtime.derive_seed(plan.seed, "dropout", step))
+    with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
+        with torch.no_grad():
+            batch = task.batch(step, indices)
+        parts = run.module(batch)
+    run.optimizer.zero_grad(set_to_none=True)
+    parts["loss"].backward()
+    if plan.grad_clip is not None:
+        parts["grad_norm"] = nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
+    run.optimizer.step()
+    for average in run.averages.values():
+        average.update(step)
+    run.step += 1
+    return parts
+
+
+def _guard(task: Task, plan: Plan, row: dict[str, float]) -> None:
+    if not math.isfinite(row["loss"]):
+        good = "none was saved yet"
+        if plan.checkpoint.exists():
+            good = f"{plan.checkpoint} holds the last good state"
+        parts = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
+        raise UserError(
+            f"{task.name}: the loss is not finite at step {row['step']:.0f} ({parts}); {good}. Lower the learning "
+            "rate, or set grad_clip, and start again."
+        )
+    for name, (limit, message) in task.warnings.items():
+        if row[name] < limit:
+            print(
+                f"{task.name}: warning at step {row['step']:.0f}: {message} ({row[name]:.3f})",
+                file=sys.stderr,
+            )
+
+
+class _Run:
+    """The state of a run, and its way to disk and back."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, averages: dict[str, Average], plan: Plan
+    ) -> None:
+        self.module, self.optimizer, self.averages, self.plan = module, optimizer, averages, plan
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, Tensor] = {}
+        self.counted = 0
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        """Add one step to the record under way; stays on the device, so that steps do not wait for each other."""
+        for name, value in parts.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counted += 1
+
+    def record(self, rate: float) -> dict[str, float]:
+        """Close the record under way."""
+        row = {
+            "step": self.step,
+            "learning_rate": self.plan.learning_rate(self.step - 1),
+            "images_per_second": rate,
+        }
+        row |= {name: float(total) / self.counted for name, total in self.sums.items()}
+        self.history.append(row)
+        self.sums, self.counted = {}, 0
+        return row
+
+    def save(self) -> None:
+        """Write the checkpoint under a temporary name and rename it: the last good one survives anything."""
+        state = {
+            "identity": _flatten(self.plan.identity),
+            "step": self.step,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averages": {name: average.state for name, average in self.averages.items()},
+            "history": self.history,
+            "sums": self.sums,
+            "counted": self.counted,
+        }
+        try:
+            with runtime.atomic(self.plan.checkpoint) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as e:
+            raise UserError(
+                f"{self.plan.checkpoint}: cannot save the state of step {self.step} ({e}). An earlier checkpoint there "
+                "is intact. Free some space and run the same command again."
+            ) from None
+
+    def resume(self) -> None:
+        """Take up the checkpoint, if there is one; refuse one that another run made."""
+        path = self.plan.checkpoint
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.plan.device, weights_only=True)
+        except Exception as e:
+            raise UserError(
+                f"{path}: not a readable checkpoint ({type(e).__name__}: {e}). Delete it to start over."
+            ) from None
+        mine = _flatten(self.plan.identity)
+        differing = sorted(k for k in mine.keys() | state["identity"].keys() if mine.get(k) != state["identity"].get(k))
+        if differing:
+            lines = [f"{k}: {state['identity'].get(k)!r} there, {mine.get(k)!r} now" for k in differing]
+            raise UserError(
+                f"{path}: this checkpoint belongs to a run with other parameters:\n  " + "\n  ".join(lines) + "\n"
+                "Delete it to start over, or restore those values to go on from it."
+            )
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, average in self.averages.items():
+            average.load(state["averages"][name])
+        self.step, self.history = state["step"], state["history"]
+        self.sums, self.counted = state["sums"], state["counted"]
+        print(f"resuming from {path} at step {self.step}", file=sys.stderr)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that gets the number of each stop signal that arrives; the handlers of before come back at the end."""
+    requests: list[int] = []
+    before = {s: signal.signal(s, lambda number, frame: requests.append(number)) for s in _SIGNALS}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

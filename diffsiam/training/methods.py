@@ -1,0 +1,58 @@
+"""The methods: what each masks, weighs and leaves behind. Nothing here imports PyTorch: Snakemake reads this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffsiam.errors import UserError
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Attributes:
+        title: the name in tables and figures.
+        mask: strategy of `diffsiam.models.segments.mask`; None for a method without a diffusion term.
+        segment: what chooses the segment k: ``extra_steps`` draws k ~ U{1..n} and adds k forward steps (Eq. 3.11),
+            ``timestep`` is DiTi's k = 1 + floor(t * n / T), None has no segments and no extra steps (PDAE).
+        ssl: whether the SimSiam term is part of the loss.
+        trained: False for the control at its initialisation.
+    """
+
+    title: str
+    mask: str | None = None
+    segment: str | None = None
+    ssl: bool = False
+    trained: bool = True
+
+    @property
+    def diffusion(self) -> bool:
+        """Whether the method needs a diffusion model and trains a decoder."""
+        return self.mask is not None
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Stems of the weight files that training leaves."""
+        names = ["encoder", "encoder_ema"]
+        return tuple(names + ["decoder_ema"] * self.diffusion + ["heads"] * self.ssl)
+
+
+METHODS = {
+    "untrained": Method("Untrained", trained=False),
+    "simsiam": Method("SimSiam", ssl=True),
+    "pdae": Method("PDAE", mask="full"),
+    "diti": Method("DiTi", mask="hierarchical", segment="timestep"),
+    "diffsiam_seq": Method("DiffSiam seq.", mask="sequential", segment="extra_steps", ssl=True),
+    "diffsiam_hier": Method("DiffSiam hier.", mask="hierarchical", segment="extra_steps", ssl=True),
+    "diffsiam_hier_detach": Method(
+        "DiffSiam hier. detached", mask="hierarchical_detach", segment="extra_steps", ssl=True
+    ),
+}
+
+
+def lookup(name: str) -> Method:
+    """The row called ``name``; an unknown name is a `UserError` that lists them."""
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,246 @@
+"""Training of an encoder by any of the METHODS: SimSiam's term (Eq. 3.9), the diffusion term (Eq. 3.11), their sum."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsiam import runtime
+from diffsiam.data import augment, pixels
+from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
+from diffsiam.models import segments
+from diffsiam.models.decoder import Decoder
+from diffsiam.models.encoder import Encoder
+from diffsiam.models.simsiam import Heads, spread
+from diffsiam.models.unet import WEIGHTS, DiffusionModel
+from diffsiam.params import Optimizer, Representation, Runtime
+from diffsiam.training import loop, methods
+from diffsiam.training.diffusion import finish, identity
+
+
+class Learner(nn.Module):
+    """What a method trains: encoder, and SimSiam's heads and the decoder where it has them."""
+
+    def __init__(self, method: methods.Method, cfg: Representation, image_size: int, dm: DiffusionModel | None) -> None:
+        super().__init__()
+        self.method, self.cfg = method, cfg
+        self.encoder = Encoder(cfg.encoder_width, image_size)
+        self.heads = Heads(cfg.dim) if method.ssl else None
+        self.decoder = Decoder(dm.unet, cfg.dim) if dm is not None and method.diffusion else None
+        self.edges = method_edges(method, cfg)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss and its parts, weighted into ``loss`` (Eq. 3.12), and the collapse measures."""
+        parts: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=batch["x0"].device)
+        if self.heads is not None:
+            z1, z2 = self.encoder(batch["view1"]), self.encoder(batch["view2"])
+            parts["ssl"], projection = self.heads(z1, z2)
+            parts["projection_spread"], z = spread(projection), z1
+            loss = loss + self.cfg.ssl_weight * parts["ssl"]
+        if self.decoder is not None:
+            z = self.encoder(batch["x0"])
+            parts["diffusion"] = self.diffusion_loss(z, batch)
+            loss = loss + self.cfg.diffusion_weight * parts["diffusion"]
+        parts["spread"] = spread(z.detach())
+        return {"loss": loss, **parts}
+
+    def diffusion_loss(self, z: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Eq. 3.11 with the mean over pixels and batch in place of the squared norm."""
+        assert self.decoder is not None
+        assert self.method.mask is not None
+        zbar = segments.mask(z, batch["k"], self.edges, self.method.mask)
+        compensation = batch["guidance"] * self.decoder(zbar, batch["trunk"])
+        error = (batch["x0"] - batch["x0_hat"] - compensation).square().mean(dim=(1, 2, 3))
+        return (batch["weight"].flatten() * error).mean()
+
+
+def method_edges(method: methods.Method, cfg: Representation) -> Tensor:
+    """The method's segments of z."""
+    if method.segment == "timestep" and cfg.diti.stages and cfg.diti.dims_per_stage:
+        return segments.staged_edges(cfg.dim, cfg.segments, TIMESTEPS, cfg.diti.stages, cfg.diti.dims_per_stage)
+    return segments.even_edges(cfg.dim, cfg.segments)
+
+
+def draw_steps(
+    method: methods.Method, cfg: Representation, count: int, g: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the step that is fed, the noise level, and the segment of each image: (t, t + k, k), int64 (count,).
+
+    DiffSiam draws t ~ U{1..T-n} and k ~ U{1..n} (Algorithm 1) and feeds t, or t + k with ``time_input: noise_level``;
+    PDAE and DiTi draw t ~ U{1..T} and add no steps.
+    """
+    low, high = (1, TIMESTEPS - cfg.segments) if method.segment == "extra_steps" else (1, TIMESTEPS)
+    t = torch.randint(low, high + 1, (count,), generator=g, device=g.device)
+    k = torch.randint(1, cfg.segments + 1, (count,), generator=g, device=g.device)
+    if method.segment == "extra_steps":
+        level = t + k
+        return (level if cfg.time_input == "noise_level" else t), level, k
+    if method.segment == "timestep":
+        k = segments.segment_of_step(t - 1, cfg.segments, TIMESTEPS)
+    return t, t, k
+
+
+def diffusion_batch(
+    dm: DiffusionModel,
+    table: Schedule,
+    method: methods.Method,
+    cfg: Representation,
+    x0: Tensor,
+    g: torch.Generator,
+) -> dict[str, Any]:
+    """The frozen side of Eq. 3.11 for images x0: noise them, and let the diffusion model reconstruct.
+
+    The network is fed ``t``; ``x0_hat`` is recovered at the true noise level; w and lambda are taken at the step fed.
+    """
+    t, level, k = draw_steps(method, cfg, len(x0), g)
+    noise = torch.randn(x0.shape, generator=g, device=g.device)
+    x = table.q_sample(x0, level, noise)
+    trunk = dm.trunk(x, t)
+    x0_hat = table.x0_from_noise(x, level, dm.predict_noise(x, t, trunk))
+    return {
+        "k": k,
+        "trunk": trunk,
+        "x0_hat": x0_hat,
+        "guidance": table.guidance(t),
+        "weight": table.weight(t),
+    }
+
+
+def run(
+    name: str,
+    cfg: Representation,
+    rt: Runtime,
+    data: Path,
+    dm_folder: Path | None,
+    out: Path,
+    checkpoint: Path,
+    *,
+    seed: int,
+) -> None:
+    """Train method ``name`` on ``data``/images_train.npy and write its weights, config.json and history.csv to ``out``.
+
+    Args:
+        name: a row of METHODS.
+        data: folder of a prepared data set.
+        dm_folder: the frozen diffusion model, diffusers' layout; not read by methods without a diffusion term.
+        checkpoint: file to resume from.
+        seed: of the initial weights, the order of images, the views, and the noise.
+    """
+    began = time.monotonic()
+    method = methods.lookup(name)
+    device = runtime.select_device(rt)
+    dtype = runtime.compute_dtype(rt, device)
+    images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
+    dm = DiffusionModel.load(dm_folder) if method.diffusion and dm_folder else None
+    if dm is not None:
+        dm.to(device).to(memory_format=torch.channels_last)
+    torch.manual_seed(runtime.derive_seed(seed, "weights"))
+    learner = Learner(method, cfg, images.shape[1], dm)
+    checksum = runtime.sha256(dm_folder / WEIGHTS) if dm is not None and dm_folder else None
+    who = identity(
+        data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
+    )
+    plan = loop.Plan(
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        seed=seed,
+        optimizer=lambda parameters: make_optimizer(cfg.optimizer, parameters),
+        learning_rate=learning_rate(cfg),
+        grad_clip=cfg.grad_clip,
+        ema_decay=cfg.ema_decay,
+        device=device,
+        dtype=dtype,
+        checkpoint=checkpoint,
+        checkpoint_minutes=rt.checkpoint_minutes,
+        identity=who,
+    )
+    averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder is not None else {})
+    history: list[dict[str, float]] = []
+    if method.trained:
+        warning = (cfg.collapse_below, "the representation is collapsing")
+        batch = make_batch(images, method, cfg, dm, device, seed)
+        task = loop.Task(name, learner, averaged, batch, len(images), {"spread": warning})
+        history, means = loop.train(task, plan)
+    else:
+        set_statistics(learner.encoder.to(device), images, cfg.batch_size, device)
+        means = {"encoder": learner.encoder.state_dict()}
+    states = {"encoder": learner.encoder.state_dict(), "encoder_ema": means["encoder"]}
+    if learner.decoder is not None:
+        states["decoder_ema"] = means["decoder"]
+    if learner.heads is not None:
+        states["heads"] = learner.heads.state_dict()
+    for stem in method.weights:
+        runtime.save_weights(out / f"{stem}.safetensors", states[stem])
+    shape = {
+        "encoder_width": cfg.encoder_width,
+        "image_size": images.shape[1],
+        "segments": cfg.segments,
+        "dim": cfg.dim,
+    }
+    finish(out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape)
+
+
+def make_batch(
+    images: Tensor,
+    method: methods.Method,
+    cfg: Representation,
+    dm: DiffusionModel | None,
+    device: torch.device,
+    seed: int,
+) -> Callable[[int, Tensor], dict[str, Any]]:
+    """The function that makes a step's batch: clean images, two views, and the frozen side of Eq. 3.11."""
+    table = Schedule().to(device)
+
+    def batch(step: int, indices: Tensor) -> dict[str, Any]:
+        x0 = pixels.to_float(images[indices].to(device))
+        out: dict[str, Any] = {"x0": x0}
+        if method.ssl:
+            for view in ("view1", "view2"):
+                g = runtime.generator(seed, view, step, device)
+                out[view] = augment.apply(x0, augment.draw(len(x0), x0.shape[-1], cfg.views, g))
+        if dm is not None:
+            out |= diffusion_batch(dm, table, method, cfg, x0, runtime.generator(seed, "noise", step, device))
+        return out
+
+    return batch
+
+
+def make_optimizer(cfg: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD or Adam, fused: one pass over all weights."""
+    if cfg.name == "adam":
+        return torch.optim.Adam(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=cfg.learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
+    )
+
+
+def learning_rate(cfg: Representation) -> Callable[[int], float]:
+    """Rate of each step: constant, or falling along half a cosine to 0."""
+    base = cfg.optimizer.learning_rate
+    if cfg.optimizer.schedule == "constant":
+        return lambda step: base
+    return lambda step: base * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+
+
+@torch.no_grad()
+def set_statistics(encoder: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> None:
+    """Set batch-norm statistics to their mean over one pass of ``images``; nothing else changes."""
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's word for a plain mean over batches
+    encoder.train()
+    for start in range(0, len(images) - len(images) % batch_size or len(images), batch_size):
+        encoder(pixels.to_float(images[start : start + batch_size].to(device)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

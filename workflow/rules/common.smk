@@ -1,0 +1,47 @@
+# Shared by the rules: checked parameters, each stage's own share of them, and the digest of its code.
+import json
+import os
+import sys
+from pathlib import Path
+
+from diffsiam import digest, params
+from diffsiam.errors import UserError
+from diffsiam.training.methods import METHODS
+
+# The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
+os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+try:
+    params.check(config)
+except UserError as e:
+    print(e, file=sys.stderr)
+    sys.exit(2)
+
+DATA = "results/data/{dataset}"
+ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
+THREADS = config["runtime"]["threads"]
+# Settings that no result depends on reach the commands through the environment, and so no record.
+os.environ |= {params.VARIABLE: json.dumps(params.select(config, params.UNTRACKED))}
+
+
+wildcard_constraints:
+    dataset="[A-Za-z0-9]+",
+    pretrain="[A-Za-z0-9]+",
+    method="|".join(METHODS),
+    seed="[0-9]+",
+
+
+def own(stage):
+    """The parameters that the stage's results depend on, as the command takes them."""
+    return json.dumps(params.select(config, params.STAGE_PARAMS[stage]))
+
+
+def every(pattern):
+    """The pattern's files for every encoder and data set of the tables."""
+    return expand(
+        pattern,
+        pretrain=config["pretrain"],
+        method=config["methods"],
+        seed=config["seeds"],
+        dataset=config["transfer"],
+    )

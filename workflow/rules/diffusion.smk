@@ -1,0 +1,24 @@
+rule diffusion:
+    input:
+        images="results/data/{pretrain}/images_train.npy",
+        meta="results/data/{pretrain}/meta.json",
+    output:
+        config="results/diffusion/{pretrain}/config.json",
+        weights="results/diffusion/{pretrain}/diffusion_pytorch_model.safetensors",
+        training="results/diffusion/{pretrain}/training.json",
+        history="results/diffusion/{pretrain}/history.csv",
+    params:
+        own=own("diffusion"),
+        code=digest.digest("diffusion"),
+    log:
+        "results/logs/diffusion/{pretrain}.log",
+    benchmark:
+        "results/timings/diffusion/{pretrain}.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=24 * 60,
+    shell:
+        "diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
+        "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "
+        "--params {params.own:q} 2>&1 | tee {log}"

@@ -1,0 +1,33 @@
+# Tables 4.1 and 4.2: the same rule over the results of two protocols.
+for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
+
+    rule:
+        name:
+            f"table{number}"
+        input:
+            results=every(f"results/{protocol}/{{pretrain}}/{{method}}/seed{{seed}}/{{dataset}}.json"),
+            meta=expand(f"{DATA}/meta.json", dataset=config["transfer"]),
+            config=every(f"{ENCODER}/config.json"),
+            reference=f"workflow/reference/thesis_table{number}.csv",
+        output:
+            csv=f"results/table{number}.csv",
+            md=f"results/table{number}.md",
+            tex=f"results/table{number}.tex",
+        params:
+            own=own("tables"),
+            code=digest.digest("tables"),
+            number=number,
+        log:
+            f"results/logs/table{number}.log",
+        resources:
+            mem_mb=2000,
+            runtime=10,
+        shell:
+            "diffsiam table {params.number} --results {input.results} --meta {input.meta} --config {input.config} "
+            "--reference {input.reference} --out {output.csv} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
+
+
+rule tables:
+    input:
+        "results/table4_1.csv",
+        "results/table4_2.csv",

@@ -1,0 +1,32 @@
+# One rule per method, from the METHODS table: methods differ in what they need and in the weights they leave.
+for name, method in METHODS.items():
+
+    rule:
+        name:
+            f"representation_{name}"
+        input:
+            images="results/data/{pretrain}/images_train.npy",
+            meta="results/data/{pretrain}/meta.json",
+            diffusion=rules.diffusion.output[:2] if method.diffusion else [],
+        output:
+            expand("results/representation/{{pretrain}}/{method}/seed{{seed}}/{stem}.safetensors", method=name, stem=method.weights),
+            config=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/config.json",
+            history=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/history.csv",
+        params:
+            own=own("representation"),
+            code=digest.digest("representation"),
+            method=name,
+            diffusion="--diffusion results/diffusion/{pretrain}" if method.diffusion else "",
+        log:
+            f"results/logs/representation/{{pretrain}}/{name}/seed{{seed}}.log",
+        benchmark:
+            f"results/timings/representation/{{pretrain}}/{name}/seed{{seed}}.tsv"
+        threads: THREADS
+        resources:
+            mem_mb=8000,
+            runtime=48 * 60,
+        shell:
+            "diffsiam representation {params.method} --seed {wildcards.seed} "
+            "--data $(dirname {input.meta}) {params.diffusion} --out $(dirname {output.config}) "
+            "--checkpoint results/checkpoints/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed}.pt "
+            "--params {params.own:q} 2>&1 | tee {log}"
