@@ -35,7 +35,8 @@ def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.training import diffusion
 
     cfg, rt = params.section(raw, params.Diffusion), params.section(raw, params.Runtime)
-    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint)
+    cache = Path(raw.get("data", {}).get("root", "resources")).expanduser() / "diffusion"
+    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, cache)
 
 
 def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set")
 
-    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4)."))
+    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4), or fetch a published one."))
 
     sub = stage("representation", _representation, "Train an encoder by one method (Eq. 3.9 to 3.12).")
     sub.add_argument("method", help="row of the METHODS table")

@@ -98,6 +98,7 @@ class Representation:
     steps: int
     batch_size: int
     optimizer: Optimizer
+    decoder_optimizer: Optimizer
     grad_clip: float | None
     ema_decay: float
     views: Views

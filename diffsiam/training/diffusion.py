@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.data import pixels
-from diffsiam.diffusion import schedule
+from diffsiam.diffusion import pretrained, schedule
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Diffusion, Runtime
 from diffsiam.training import loop
@@ -32,14 +32,29 @@ class NoisePrediction(nn.Module):
         return {"loss": nn.functional.mse_loss(predicted, batch["noise"])}
 
 
-def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path) -> None:
-    """Pretrain a diffusion model on ``data``/images_train.npy, and write its averaged weights to ``out``.
+def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, cache: Path) -> None:
+    """Bring a diffusion model to ``out``, by pretraining or by fetching.
 
     Args:
-        data: folder of a prepared data set.
+        data: folder of the prepared data set that it is, or was, trained on.
         out: folder that gets config.json and the weights in diffusers' layout, training.json and history.csv.
-        checkpoint: file to resume from.
+        checkpoint: file to resume pretraining from.
+        cache: folder of fetched models.
     """
+    if cfg.source == "pretrain":
+        pretrain(cfg, rt, data, out, checkpoint)
+        return
+    image_size = runtime.read_json(data / "meta.json")["image_size"]
+    pretrained.fetch(cfg.fetch, image_size, out, cache)
+    with runtime.atomic(out / "history.csv") as temporary:
+        temporary.write_text("step,loss\n")
+    runtime.write_json(
+        out / "training.json", {"fetched": dataclasses.asdict(cfg.fetch), "collected": runtime.provenance()}
+    )
+
+
+def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path) -> None:
+    """Train on ``data``/images_train.npy (Eq. 3.4) and write the averaged weights to ``out``."""
     began = time.monotonic()
     device = runtime.select_device(rt)
     images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
@@ -60,8 +75,9 @@ def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path) ->
         steps=cfg.steps,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=cfg.learning_rate, fused=True),
-        learning_rate=lambda step: cfg.learning_rate,
+        optimizers=lambda module: [
+            loop.Scheduled(torch.optim.Adam(module.parameters(), fused=True), lambda step: cfg.learning_rate)
+        ],
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
         device=device,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,20 +49,26 @@ class Task:
     warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
+class Scheduled(NamedTuple):
+    """An optimiser and its learning rate by step."""
+
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+
+
 @dataclass(frozen=True)
 class Plan:
     """How it is trained.
 
     Attributes:
-        learning_rate: step -> rate.
+        optimizers: from the module, once it is on its device: the optimisers of its parts, each with its rate by step.
         identity: what the result depends on; a checkpoint made under another identity is refused.
     """
 
     steps: int
     batch_size: int
     seed: int
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-    learning_rate: Callable[[int], float]
+    optimizers: Callable[[nn.Module], list[Scheduled]]
     grad_clip: float | None
     ema_decay: float
     device: torch.device
@@ -119,9 +125,9 @@ def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dic
     """
     module = task.module.to(plan.device).to(memory_format=torch.channels_last).train()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = plan.optimizer(parameters)
+    optimizers = plan.optimizers(module)
     averages = {name: Average(part, plan.ema_decay) for name, part in task.averaged.items()}
-    run = _Run(module, optimizer, averages, plan)
+    run = _Run(module, optimizers, averages, plan)
     run.resume()
     every = max(1, plan.steps // _RECORDS)
     progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step)
@@ -154,19 +160,21 @@ def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dic
 
 def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
     step = run.step
-    for group in run.optimizer.param_groups:
-        group["lr"] = plan.learning_rate(step)
+    for optimizer, rate in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
     indices = torch.from_numpy(step_indices(task.size, plan.batch_size, plan.seed, step))
     torch.manual_seed(runtime.derive_seed(plan.seed, "dropout", step))
     with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
         with torch.no_grad():
             batch = task.batch(step, indices)
         parts = run.module(batch)
-    run.optimizer.zero_grad(set_to_none=True)
     parts["loss"].backward()
     if plan.grad_clip is not None:
         parts["grad_norm"] = nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
-    run.optimizer.step()
+    for optimizer, _ in run.optimizers:
+        optimizer.step()
     for average in run.averages.values():
         average.update(step)
     run.step += 1
@@ -195,9 +203,9 @@ class _Run:
     """The state of a run, and its way to disk and back."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, averages: dict[str, Average], plan: Plan
+        self, module: nn.Module, optimizers: list[Scheduled], averages: dict[str, Average], plan: Plan
     ) -> None:
-        self.module, self.optimizer, self.averages, self.plan = module, optimizer, averages, plan
+        self.module, self.optimizers, self.averages, self.plan = module, optimizers, averages, plan
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
@@ -214,7 +222,7 @@ class _Run:
         """Close the record under way."""
         row = {
             "step": self.step,
-            "learning_rate": self.plan.learning_rate(self.step - 1),
+            "learning_rate": self.optimizers[0].rate(self.step - 1),
             "images_per_second": rate,
         }
         row |= {name: float(total) / self.counted for name, total in self.sums.items()}
@@ -228,7 +236,7 @@ class _Run:
             "identity": _flatten(self.plan.identity),
             "step": self.step,
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "averages": {name: average.state for name, average in self.averages.items()},
             "history": self.history,
             "sums": self.sums,
@@ -263,7 +271,8 @@ class _Run:
                 "Delete it to start over, or restore those values to go on from it."
             )
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         for name, average in self.averages.items():
             average.load(state["averages"][name])
         self.step, self.history = state["step"], state["history"]

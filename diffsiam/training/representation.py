@@ -153,8 +153,7 @@ def run(
         steps=cfg.steps,
         batch_size=cfg.batch_size,
         seed=seed,
-        optimizer=lambda parameters: make_optimizer(cfg.optimizer, parameters),
-        learning_rate=learning_rate(cfg),
+        optimizers=lambda module: make_optimizers(module, cfg),
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
         device=device,
@@ -214,8 +213,20 @@ def make_batch(
     return batch
 
 
+def make_optimizers(learner: nn.Module, cfg: Representation) -> list[loop.Scheduled]:
+    """One optimiser for encoder and heads, one for the decoder, fused: one pass over all weights."""
+    named = list(learner.named_parameters())
+    parts = [(cfg.optimizer, [p for name, p in named if not name.startswith("decoder.")])]
+    parts.append((cfg.decoder_optimizer, [p for name, p in named if name.startswith("decoder.")]))
+    return [
+        loop.Scheduled(make_optimizer(part, parameters), learning_rate(part, cfg.steps))
+        for part, parameters in parts
+        if parameters
+    ]
+
+
 def make_optimizer(cfg: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD or Adam, fused: one pass over all weights."""
+    """SGD or Adam."""
     if cfg.name == "adam":
         return torch.optim.Adam(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -223,12 +234,11 @@ def make_optimizer(cfg: Optimizer, parameters: list[nn.Parameter]) -> torch.opti
     )
 
 
-def learning_rate(cfg: Representation) -> Callable[[int], float]:
+def learning_rate(cfg: Optimizer, steps: int) -> Callable[[int], float]:
     """Rate of each step: constant, or falling along half a cosine to 0."""
-    base = cfg.optimizer.learning_rate
-    if cfg.optimizer.schedule == "constant":
-        return lambda step: base
-    return lambda step: base * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+    if cfg.schedule == "constant":
+        return lambda step: cfg.learning_rate
+    return lambda step: cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
