@@ -100,13 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     def training_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set to train on")
         sub.add_argument(
-            "--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes from"
+            "--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes"
         )
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set")
 
-    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4), or fetch a published one."))
+    training_options(
+        stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4) or fetch one.")
+    )
 
     sub = stage("representation", _representation, "Train an encoder by one method (Eq. 3.9 to 3.12).")
     sub.add_argument("method", help="row of the METHODS table")

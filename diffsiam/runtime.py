@@ -157,16 +157,14 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 def provenance() -> dict[str, Any]:
     """Versions, machine, commit and date, for the config.json beside a result."""
     packages = ("torch", "diffusers", "numpy", "scikit-learn", "snakemake", "dvc")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git here: a record without a commit is better than a training that fails at its end
+        git = ""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or None,
+        "commit": git.strip() or None,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: importlib.metadata.version(name) for name in packages},

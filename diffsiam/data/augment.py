@@ -142,7 +142,7 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with one ``sigma`` in pixels per image (0 for none), over a tenth of the side on either hand."""
+    """Gaussian blur with one ``sigma`` in pixels per image (0 for none), by a kernel of a tenth of the side."""
     count, channels, side, _ = x.shape
     radius = max(1, side // 20)
     offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)

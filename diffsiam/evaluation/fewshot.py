@@ -68,18 +68,18 @@ def episodes(labels: NDArray[np.int64], cfg: params.FewShot, dataset: str) -> Ep
 
 def initial_weights(cfg: params.FewShot, dataset: str, episode: int, dim: int) -> NDArray[np.float64]:
     """W0 with the bias as last column, (ways, dim + 1), of one episode: the same for all shots."""
-    weights = np.empty((cfg.ways, dim + 1))
-    kernels.draw_weights(_keys(cfg, "few-shot weights", dataset)[episode], weights)
-    return weights
+    weights, bias = np.empty((cfg.ways, dim)), np.empty(cfg.ways)
+    kernels.draw_weights(_keys(cfg, "few-shot weights", dataset)[episode], weights, bias)
+    return np.hstack([weights, bias[:, None]])
 
 
 def batch_order(cfg: params.FewShot, dataset: str, shots: int, episode: int) -> NDArray[np.int64]:
     """Order (epochs, ways * shots) in which one episode's support images, class by class, are visited."""
     key = _order_keys(cfg, dataset, shots)[episode]
-    order = np.empty((cfg.epochs, cfg.ways * shots), np.int64)
+    order = np.empty((cfg.epochs, cfg.ways * shots), np.uint64)
     for epoch in range(cfg.epochs):
         kernels.draw_order(key, epoch, order[epoch])
-    return order
+    return order.astype(np.int64)
 
 
 def predict(
@@ -101,13 +101,15 @@ def predict(
     weight_keys = _keys(cfg, "few-shot weights", dataset)
     order_keys = np.stack([_order_keys(cfg, dataset, n) for n in cfg.shots])
     sgd = (cfg.epochs, cfg.batch_size, cfg.learning_rate, cfg.momentum, _dampening(cfg), cfg.weight_decay)
+    norms = np.sqrt(np.einsum("nd,nd->n", features, features))
     total, ways, queries = drawn.query.shape
+    query = drawn.query.reshape(total, ways * queries)
     predictions = np.empty((len(shots), total, ways * queries), np.int64)
 
     def solve(start: int, stop: int) -> None:
         kernels.solve(
-            features, drawn.support[start:stop], drawn.query[start:stop], shots, weight_keys[start:stop],
-            order_keys[:, start:stop], impulses, decays, sgd, predictions[:, start:stop],
+            features, norms, drawn.support[start:stop], query[start:stop], tuple(range(ways)), shots,
+            weight_keys[start:stop], order_keys[:, start:stop], impulses, decays, sgd, predictions[:, start:stop],
         )  # fmt: skip
 
     over_blocks(solve, total, BLOCK)
@@ -159,7 +161,8 @@ def _dampening(cfg: params.FewShot) -> float:
 
 
 def _responses(cfg: params.FewShot, shots: int) -> tuple[NDArray[np.float64], float]:
-    """What is left at the end of training of a unit of gradient given at each step, and of a unit of W0."""
+    """What is left in the weights at the end of training of a unit added to the momentum buffer at each step
+    (steps,), and of a unit of W0."""
     steps = cfg.epochs * -(-cfg.ways * shots // cfg.batch_size)
     gain = 1 - _dampening(cfg)
 
@@ -172,11 +175,9 @@ def _responses(cfg: params.FewShot, shots: int) -> tuple[NDArray[np.float64], fl
             path[i + 1] = weight
         return path
 
-    # The first step takes gradient and decay whole (no dampening), the later ones dampened.
     impulse = follow(-cfg.learning_rate, 1.0, steps - 1)[::-1].copy()
-    impulse[1:] *= gain
-    first = cfg.weight_decay
-    decay = follow(1 - cfg.learning_rate * first, first, steps - 1)[-1]
+    # The first momentum buffer is the raw gradient: no dampening.
+    decay = follow(1 - cfg.learning_rate * cfg.weight_decay, cfg.weight_decay, steps - 1)[-1]
     return impulse, float(decay)
 
 

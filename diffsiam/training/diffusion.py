@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from diffsiam.data import pixels
 from diffsiam.diffusion import pretrained, schedule
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Diffusion, Runtime
-from diffsiam.training import loop
+from diffsiam.training import loop, record
 
 
 class NoisePrediction(nn.Module):
@@ -84,41 +83,9 @@ def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Pat
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        identity=identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
+        identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
     )
     task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, batch, len(images))
     history, averaged = loop.train(task, plan)
     model.save(out, averaged["model"])
-    finish(out / "training.json", out / "history.csv", plan, history, began)
-
-
-def identity(data: Path, *, rt: Runtime, **parts: Any) -> dict[str, Any]:
-    """What a training depends on: its parameters, the images and the arithmetic."""
-    compute = {"device": rt.device, "precision": rt.precision, "threads": rt.threads}
-    checksums = runtime.read_json(data / "meta.json")["sha256"]
-    return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}
-
-
-def finish(
-    config: Path,
-    history_csv: Path,
-    plan: loop.Plan,
-    history: list[dict[str, float]],
-    began: float,
-    **more: Any,
-) -> None:
-    """Write the history and the record of a run, and drop its checkpoint."""
-    import pandas as pd
-
-    with runtime.atomic(history_csv) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
-    record = {
-        **more,
-        "params": plan.identity,
-        "device": str(plan.device),
-        "precision": str(plan.dtype).removeprefix("torch."),
-        "seconds": round(time.monotonic() - began, 1),
-        "collected": runtime.provenance(),
-    }
-    runtime.write_json(config, record)
-    plan.checkpoint.unlink(missing_ok=True)
+    record.finish(out / "training.json", out / "history.csv", plan, history, began)

@@ -38,7 +38,8 @@ class Task:
         averaged: parts of ``module`` whose exponential moving average is kept.
         batch: (step, indices of the step's images) to a batch; runs without gradient.
         size: number of training images.
-        warnings: name of a returned scalar to (limit, message) said once when a record falls below the limit.
+        warnings: name of a returned scalar to (limit, message), said when a record falls below the limit and not again
+            while it stays there.
     """
 
     name: str
@@ -141,9 +142,11 @@ def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dic
                 rate = run.counted * plan.batch_size / (now - record_began)
                 row = run.record(rate)
                 record_began = now
-                _guard(task, plan, row)
+                _guard(task, plan, run.history)
                 progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
             if requests or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
+                if not all(bool(p.isfinite().all()) for p in parameters):  # the last record may be older than that
+                    raise _diverged(task, plan, f"a weight is not finite at step {run.step}")
                 run.save()
                 saved = time.monotonic()
             if requests:
@@ -181,22 +184,22 @@ def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter]) -> 
     return parts
 
 
-def _guard(task: Task, plan: Plan, row: dict[str, float]) -> None:
+def _guard(task: Task, plan: Plan, history: list[dict[str, float]]) -> None:
+    row, before = history[-1], history[-2] if len(history) > 1 else None
     if not math.isfinite(row["loss"]):
-        good = "none was saved yet"
-        if plan.checkpoint.exists():
-            good = f"{plan.checkpoint} holds the last good state"
         parts = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
-        raise UserError(
-            f"{task.name}: the loss is not finite at step {row['step']:.0f} ({parts}); {good}. Lower the learning "
-            "rate, or set grad_clip, and start again."
-        )
+        raise _diverged(task, plan, f"the loss is not finite at step {row['step']:.0f} ({parts})")
     for name, (limit, message) in task.warnings.items():
-        if row[name] < limit:
+        if row[name] < limit and (before is None or before[name] >= limit):
             print(
                 f"{task.name}: warning at step {row['step']:.0f}: {message} ({row[name]:.3f})",
                 file=sys.stderr,
             )
+
+
+def _diverged(task: Task, plan: Plan, what: str) -> UserError:
+    good = f"{plan.checkpoint} holds the last good state" if plan.checkpoint.exists() else "none was saved yet"
+    return UserError(f"{task.name}: {what}; {good}. Lower the learning rate, or set grad_clip, and start again.")
 
 
 class _Run:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from diffsiam import runtime
 from diffsiam.data import augment, pixels
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
+from diffsiam.errors import UserError
 from diffsiam.models import segments
 from diffsiam.models.decoder import Decoder
 from diffsiam.models.encoder import Encoder
 from diffsiam.models.simsiam import Heads, spread
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Optimizer, Representation, Runtime
-from diffsiam.training import loop, methods
-from diffsiam.training.diffusion import finish, identity
+from diffsiam.training import loop, methods, record
 
 
 class Learner(nn.Module):
@@ -134,9 +134,17 @@ def run(
         dm_folder: the frozen diffusion model, diffusers' layout; not read by methods without a diffusion term.
         checkpoint: file to resume from.
         seed: of the initial weights, the order of images, the views, and the noise.
+    Raises:
+        UserError: no such method; it needs a diffusion model and there is none; whatever `loop.train` raises.
     """
     began = time.monotonic()
     method = methods.lookup(name)
+    if method.diffusion and dm_folder is None:
+        raise UserError(
+            f"{name}: this method needs a diffusion model; name its folder with --diffusion, for instance "
+            f"results/diffusion/{data.name}. Methods without one: "
+            f"{', '.join(k for k, m in methods.METHODS.items() if not m.diffusion)}."
+        )
     device = runtime.select_device(rt)
     dtype = runtime.compute_dtype(rt, device)
     images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
@@ -146,7 +154,7 @@ def run(
     torch.manual_seed(runtime.derive_seed(seed, "weights"))
     learner = Learner(method, cfg, images.shape[1], dm)
     checksum = runtime.sha256(dm_folder / WEIGHTS) if dm is not None and dm_folder else None
-    who = identity(
+    who = record.identity(
         data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
     )
     plan = loop.Plan(
@@ -185,7 +193,7 @@ def run(
         "segments": cfg.segments,
         "dim": cfg.dim,
     }
-    finish(out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape)
+    record.finish(out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape)
 
 
 def make_batch(

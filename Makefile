@@ -1,0 +1,34 @@
+# Each target sets up .venv first if it is missing. `make PYTHON=python3.12 table` picks another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: table test test-fast lint bench
+.DEFAULT_GOAL := table
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; this is $$($(PYTHON) --version). Use make PYTHON=/path/to/python."; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+table: $(READY)  ## both tables, at the scale of params.yaml
+	$(BIN)/snakemake --cores all tables
+	@cat results/table4_1.md results/table4_2.md
+
+test: $(READY)  ## everything that this machine can run
+	$(BIN)/pytest
+
+test-fast: $(READY)  ## seconds, not minutes
+	$(BIN)/pytest -m "not slow"
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+bench: $(READY)  ## speed as ratios, into results/benchmarks.csv
+	$(BIN)/python -m tests.benchmarks.run

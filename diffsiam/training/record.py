@@ -1,0 +1,43 @@
+"""The record of a training: what it depends on, its history, and how it was made."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from diffsiam import runtime
+from diffsiam.params import Runtime
+from diffsiam.training import loop
+
+
+def identity(data: Path, *, rt: Runtime, **parts: Any) -> dict[str, Any]:
+    """What a training depends on: its parameters, the images and the arithmetic."""
+    compute = {"device": rt.device, "precision": rt.precision, "threads": rt.threads}
+    checksums = runtime.read_json(data / "meta.json")["sha256"]
+    return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}
+
+
+def finish(
+    config: Path,
+    history_csv: Path,
+    plan: loop.Plan,
+    history: list[dict[str, float]],
+    began: float,
+    **more: Any,
+) -> None:
+    """Write the history and the record of a run, and drop its checkpoint."""
+    import pandas as pd
+
+    with runtime.atomic(history_csv) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
+    record = {
+        **more,
+        "params": plan.identity,
+        "device": str(plan.device),
+        "precision": str(plan.dtype).removeprefix("torch."),
+        "seconds": round(time.monotonic() - began, 1),
+        "collected": runtime.provenance(),
+    }
+    runtime.write_json(config, record)
+    plan.checkpoint.unlink(missing_ok=True)
