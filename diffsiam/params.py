@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import types
 import typing
 from pathlib import Path
@@ -66,6 +67,13 @@ class Diffusion:
 class Diti:
     stages: tuple[int, ...] | None
     dims_per_stage: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        if (self.stages is None) != (self.dims_per_stage is None):
+            raise UserError(
+                f"representation.diti: met stages {self.stages} with dims_per_stage {self.dims_per_stage}. Give both, "
+                "or null for both: segments of equal width."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +191,23 @@ VARIABLE = "DIFFSIAM_PARAMS"  # environment variable that carries the untracked 
 T = TypeVar("T")
 
 
+def _is_integer(checker: object, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(checker: object, value: Any) -> bool:
+    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_integer, "number": _is_number}
+    ),
+)
+
+
 @functools.cache
 def _schema() -> dict[str, Any]:
     try:
@@ -213,10 +238,10 @@ def read(*sources: str) -> dict[str, Any]:
 
 def check(raw: dict[str, Any], *, complete: bool = True) -> None:
     """Check a nested mapping against the schema; with ``complete``, absent keys are errors too."""
-    validator = jsonschema.Draft202012Validator(_schema())
-    errors = [e for e in validator.iter_errors(raw) if complete or e.validator != "required"]
+    errors = [e for e in _Validator(_schema()).iter_errors(raw) if complete or e.validator != "required"]
     if errors:
-        raise UserError("params: " + "\n        ".join(_explain(e) for e in sorted(errors, key=lambda e: e.path)))
+        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: e.path))
+        raise UserError("params: " + "\n        ".join(lines))
     if complete:
         for cls in SECTIONS.values():
             section(raw, cls)
@@ -295,9 +320,9 @@ def _explain(error: jsonschema.ValidationError) -> str:
         path = ".".join(filter(None, [key, str(unknown[0])]))
         return f"{path}: unknown key.{hint} Allowed here: {', '.join(known)}."
     if error.validator == "required":
-        missing = [k for k in rule["required"] if k not in error.instance]
-        path = ".".join(filter(None, [key, missing[0]]))
-        return f"{path} is missing. Copy it from workflow/presets/demo.yaml."
+        missing = [".".join(filter(None, [key, k])) for k in rule["required"] if k not in error.instance]
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{', '.join(missing)} {verb} missing. Copy from workflow/presets/demo.yaml."
     hint = ""
     if isinstance(error.instance, str) and error.validator == "type":
         try:
