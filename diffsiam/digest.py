@@ -71,17 +71,26 @@ def imports(module: str) -> tuple[str, ...]:
 
 
 def normalized(text: str) -> str:
-    """``text`` without comments, docstrings and blank lines."""
-    lines = text.splitlines()
+    """``text`` without comments, docstrings and blank lines; what stands inside other strings is kept as it is."""
+    lines = text.split("\n")
+    inside: set[int] = set()  # lines, counted from 0, that end within a string
+    opened: list[int] = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
+        kind, row, column = tokenize.tok_name[token.type], token.start[0] - 1, token.start[1]
+        if kind == "COMMENT":
+            lines[row] = lines[row][:column]
+        elif kind.endswith("STRING_START"):  # f-strings are many tokens from Python 3.12 on
+            opened.append(row)
+        elif kind == "STRING" or kind.endswith("STRING_END"):
+            start = row if kind == "STRING" else opened.pop()
+            inside |= set(range(start, token.end[0] - 1))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
             if first is not None and is_text and isinstance(first.value.value, str):  # type: ignore[attr-defined]
-                for row in range(first.lineno, (first.end_lineno or first.lineno) + 1):
-                    lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+                for row in range(first.lineno - 1, first.end_lineno or first.lineno):
+                    lines[row] = ""
+                    inside.discard(row)
+    kept = (line if row in inside else line.rstrip() for row, line in enumerate(lines) if line.strip() or row in inside)
+    return "\n".join(kept)
