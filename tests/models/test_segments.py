@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -89,7 +90,7 @@ def staged_by_steps() -> list[int]:
 
 def test_staged_widths_of_diti() -> None:
     edges = segments.staged_edges(512, 64, 1000, STAGES, DIMS).tolist()
-    widths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    widths = [b - a for a, b in itertools.pairwise(edges)]
     assert widths == staged_by_steps()
     assert edges[0] == 0
     assert edges[-1] == 512
