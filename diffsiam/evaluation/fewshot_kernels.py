@@ -70,13 +70,13 @@ def draw_episodes(keys: Any, members: Any, starts: Any, classes: Any, images: An
     ``members[starts[c]:starts[c + 1]]`` are the images of usable class ``c``.
     """
     usable = np.arange(starts.size - 1)
-    ways, per_class = images.shape[1:]
+    ways = images.shape[1]
     for e in range(keys.size):
         _take(usable, usable.size, keys[e], 0, classes[e])
         for w in range(ways):
             c = classes[e, w]
             n = starts[c + 1] - starts[c]
-            _take(members[starts[c] :], n, keys[e], ways + w * per_class, images[e, w])
+            _take(members[starts[c] :], n, keys[e], (w + 1) << 32, images[e, w])
 
 
 @jit
@@ -331,6 +331,28 @@ def _best(scores: Any, bias: Any) -> Any:
 
 # --------------------------------------------------------------------------------------------------- episodes
 @jit
+def _final(x: Any, bias0: Any, chosen: Any, coefficients: Any, decay: Any, weights: Any, bias: Any) -> None:
+    """Fill ``weights`` with c W0 + A^T X and ``bias`` alike; W0 lies in the last rows of ``x``."""
+    ways, d = weights.shape
+    m, first = chosen.size, x.shape[0] - ways
+    flat = x.ravel()
+    for w in range(ways):
+        row, initial = weights[w], x[first + w]
+        bias[w] = decay * bias0[w]
+        for j in range(d):
+            row[j] = decay * initial[j]
+        for i in range(m):
+            bias[w] += coefficients[i, w]
+        for i in range(0, m, TILE):
+            i1, i2, i3 = min(i + 1, m - 1), min(i + 2, m - 1), min(i + 3, m - 1)
+            r0, r1, r2, r3 = _U(chosen[i] * d), _U(chosen[i1] * d), _U(chosen[i2] * d), _U(chosen[i3] * d)
+            a0, a1 = coefficients[i, w], coefficients[i1, w] if i + 1 < m else 0.0
+            a2, a3 = coefficients[i2, w] if i + 2 < m else 0.0, coefficients[i3, w] if i + 3 < m else 0.0
+            for j in range(_U(d)):
+                row[j] += a0 * flat[r0 + j] + a1 * flat[r1 + j] + a2 * flat[r2 + j] + a3 * flat[r3 + j]
+
+
+@jit
 def solve(
     features: Any, norms: Any, support: Any, query: Any, classes: Any, shots: Any, weight_keys: Any,
     order_keys: Any, impulses: Any, decays: Any, sgd: Any, predictions: Any,
@@ -351,6 +373,7 @@ def solve(
     x = np.empty((GROUP, n + ways, d))  # support features, then W0
     products = np.empty((GROUP, n + ways, n + ways))
     bias0 = np.empty((GROUP, ways))
+    weights, bias = np.empty((ways, d)), np.empty(ways)
     for e in range(0, episodes, GROUP):
         group = min(GROUP, episodes - e)
         for p in range(group):
@@ -364,11 +387,7 @@ def solve(
             coefficients = np.zeros((group, chosen.size, ways))
             _train(gram, state, coefficients, classes, shots[k], order_keys[k, e : e + group], impulses[k], sgd)
             for p in range(group):
-                weights, bias = decays[k] * x[p, n:], decays[k] * bias0[p]
-                for i in range(chosen.size):
-                    bias += coefficients[p, i]
-                    for w in range(ways):
-                        weights[w] += coefficients[p, i, w] * x[p, chosen[i]]
+                _final(x[p], bias0[p], chosen, coefficients[p], decays[k], weights, bias)
                 _classify(features, norms, query[e + p], weights, bias, classes, predictions[k, e + p])
 
 

@@ -84,11 +84,14 @@ def read(features: Path | str, meta: Path | str) -> FeatureSet:
     if arrays["train"].shape[1] != arrays["test"].shape[1]:
         widths = f"{arrays['train'].shape[1]} dimensions in train, {arrays['test'].shape[1]} in test"
         raise UserError(f"{features}: {widths}; they must be equal. {remedy}")
-    validation = np.asarray(facts["splits"]["val"])
-    if validation.size and not 0 <= validation.min() <= validation.max() < len(arrays["train"]):
+    validation = facts["splits"]["val"]
+    images = len(arrays["train"])
+    if not 0 < len(set(validation)) < images or min(validation) < 0 or max(validation) >= images:
         raise UserError(
-            f"{meta}: splits.val holds indices from {validation.min()} to {validation.max()}, allowed are "
-            f"0 to {len(arrays['train']) - 1}. Delete it and run Snakemake again: it prepares the data anew."
+            f"{meta}: splits.val holds {len(validation)} indices"
+            + (f" from {min(validation)} to {max(validation)}, allowed are 0 to {images - 1}" if validation else "")
+            + "; neither it nor the rest of train may be empty. Delete it and run Snakemake again: it prepares "
+            "the data anew."
         )
     return FeatureSet(**arrays, meta=facts)
 
@@ -101,8 +104,10 @@ def write_result(path: Path | str, result: dict[str, Any]) -> None:
 
 def _read_meta(path: Path | str) -> dict[str, Any]:
     facts = runtime.read_json(path)
-    needed = ("dataset", "classes", "metric", "counts", "splits")
-    missing = [key for key in needed if key not in facts]
+    needed = {"dataset": str, "classes": list, "metric": str, "counts": dict, "splits": dict}
+    missing = [key for key, kind in needed.items() if not isinstance(facts.get(key), kind)]
+    missing += [f"counts.{key}" for key in ("train", "test") if not missing and key not in facts["counts"]]
+    missing += ["splits.val"] if not missing and "val" not in facts["splits"] else []
     if missing or facts["metric"] not in METRICS:
         problem = f"no {', '.join(missing)}" if missing else f"metric {facts['metric']!r}"
         raise UserError(
