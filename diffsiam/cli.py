@@ -16,6 +16,9 @@ from diffsiam.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError`, whose message is all that is printed."""
     args = _parser().parse_args(argv)
+    if args.processes > 1 and "WORLD_SIZE" not in os.environ:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
+        os.execv(sys.executable, [sys.executable, "-m", *launcher, "-m", "diffsiam.cli", *(argv or sys.argv[1:])])
     try:
         untracked = os.environ.get(params.VARIABLE, "{}")
         args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
@@ -81,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def stage(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, processes=1)
         sub.add_argument(
             "--params",
             action="append",
@@ -99,16 +102,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def training_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set to train on")
-        sub.add_argument(
-            "--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes"
-        )
+        sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes")
+        sub.add_argument("--processes", type=int, default=1, metavar="N", help="train on N GPUs (or CPU processes)")
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set")
 
-    training_options(
-        stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4) or fetch one.")
-    )
+    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4) or fetch one."))
 
     sub = stage("representation", _representation, "Train an encoder by one method (Eq. 3.9 to 3.12).")
     sub.add_argument("method", help="row of the METHODS table")

@@ -173,14 +173,17 @@ def provenance() -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------- progress
 class Progress:
-    """A progress bar with rate and time left on a terminal; one plain line every ``interval`` seconds in a log."""
+    """A progress bar with rate and time left on a terminal; one plain line every ``interval`` seconds in a log;
+    nothing when ``quiet``."""
 
-    def __init__(self, total: int, what: str, unit: str, *, start: int = 0, interval: float = 15.0) -> None:
+    def __init__(
+        self, total: int, what: str, unit: str, *, start: int = 0, interval: float = 15.0, quiet: bool = False
+    ) -> None:
         self.total, self.what, self.unit, self.interval = total, what, unit, interval
         self.done = self.start = start
         self.began = self.said = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
+        self.bar, self.quiet = None, quiet
+        if sys.stderr.isatty() and not quiet:
             import tqdm
 
             self.bar = tqdm.tqdm(total=total, desc=what, unit=unit, initial=start, dynamic_ncols=True)
@@ -191,6 +194,8 @@ class Progress:
         if self.bar is not None:
             self.bar.update(count)
             self.bar.set_postfix_str(note, refresh=False)
+            return
+        if self.quiet:
             return
         now = time.monotonic()
         if now - self.said >= self.interval or self.done == self.total:

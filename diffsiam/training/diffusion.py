@@ -16,6 +16,7 @@ from diffsiam.diffusion import pretrained, schedule
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Diffusion, Runtime
 from diffsiam.training import loop, record
+from diffsiam.training.parallel import world
 
 
 class NoisePrediction(nn.Module):
@@ -61,13 +62,13 @@ def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Pat
     model = DiffusionModel.create(cfg.unet, images.shape[1])
     table = schedule.Schedule().to(device)
 
-    def batch(step: int, indices: Tensor) -> dict[str, Tensor]:
+    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
         g = runtime.generator(cfg.seed, "diffusion", step, device)
-        x0 = pixels.to_float(images[indices].to(device))
-        flip = torch.rand(len(x0), generator=g, device=device) < cfg.flip
+        count, x0 = len(indices), pixels.to_float(images[indices[rows]].to(device))
+        flip = torch.rand(count, generator=g, device=device)[rows] < cfg.flip
         x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
-        t = torch.randint(1, schedule.TIMESTEPS + 1, (len(x0),), generator=g, device=device)
-        noise = torch.randn(x0.shape, generator=g, device=device)
+        t = torch.randint(1, schedule.TIMESTEPS + 1, (count,), generator=g, device=device)[rows]
+        noise = torch.randn((count, *x0.shape[1:]), generator=g, device=device)[rows]
         return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}
 
     plan = loop.Plan(
@@ -86,6 +87,8 @@ def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Pat
         identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
     )
     task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, batch, len(images))
-    history, averaged = loop.train(task, plan)
-    model.save(out, averaged["model"])
-    record.finish(out / "training.json", out / "history.csv", plan, history, began)
+    with world(device) as here:
+        history, averaged = loop.train(task, plan, here)
+        if here.first:
+            model.save(out, averaged["model"])
+            record.finish(out / "training.json", out / "history.csv", plan, history, began)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.training.parallel import World, synchronized
 
 STOPPED = 75  # exit status of a training that saved its state on a signal and wants to be started again (EX_TEMPFAIL)
 _RECORDS = 500  # rows of a history, at most: each is the mean over the steps since the last
@@ -36,7 +37,8 @@ class Task:
         name: for progress lines.
         module: the trainable part; called with a batch, returns scalar tensors by name, ``loss`` among them.
         averaged: parts of ``module`` whose exponential moving average is kept.
-        batch: (step, indices of the step's images) to a batch; runs without gradient.
+        batch: (step, indices of the step's images, rows of them) to these rows of the batch; runs without gradient.
+            What it draws, it draws for the whole step.
         size: number of training images.
         warnings: name of a returned scalar to (limit, message), said when a record falls below the limit and not again
             while it stays there.
@@ -45,7 +47,7 @@ class Task:
     name: str
     module: nn.Module
     averaged: Mapping[str, nn.Module]
-    batch: Callable[[int, Tensor], Any]
+    batch: Callable[[int, Tensor, slice], Any]
     size: int
     warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
@@ -115,8 +117,8 @@ def step_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray
     return np.concatenate(pieces)
 
 
-def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
-    """Train to the end, from the checkpoint where there is one.
+def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
+    """Train to the end, from the checkpoint where there is one, alone or as one of the processes of a `World`.
 
     Returns:
         The history, one row per record, and the averaged weights by the names of ``task.averaged``.
@@ -125,17 +127,20 @@ def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dic
         SystemExit: with status `STOPPED` after SIGTERM, SIGINT or SIGUSR1; the state is saved.
     """
     module = task.module.to(plan.device).to(memory_format=torch.channels_last).train()
+    if here.size > 1:
+        module = synchronized(module, plan.device)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizers = plan.optimizers(module)
     averages = {name: Average(part, plan.ema_decay) for name, part in task.averaged.items()}
-    run = _Run(module, optimizers, averages, plan)
+    run = _Run(module, optimizers, averages, plan, here)
     run.resume()
     every = max(1, plan.steps // _RECORDS)
-    progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step)
+    rows = here.rows(plan.batch_size)
+    progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step, quiet=not here.first)
     saved, record_began = time.monotonic(), time.monotonic()
     with _stop_requests() as requests:
         while run.step < plan.steps:
-            parts = _step(task, plan, run, parameters)
+            parts = _step(task, plan, run, parameters, rows)
             run.add(parts)
             if run.step % every == 0 or run.step == plan.steps:
                 now = time.monotonic()
@@ -144,35 +149,37 @@ def train(task: Task, plan: Plan) -> tuple[list[dict[str, float]], dict[str, dic
                 record_began = now
                 _guard(task, plan, run.history)
                 progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
-            if requests or time.monotonic() - saved > 60 * plan.checkpoint_minutes:
+            stop, due = here.any(bool(requests), time.monotonic() - saved > 60 * plan.checkpoint_minutes)
+            if stop or due:
                 if not all(bool(p.isfinite().all()) for p in parameters):  # the last record may be older than that
                     raise _diverged(task, plan, f"a weight is not finite at step {run.step}")
                 run.save()
                 saved = time.monotonic()
-            if requests:
+            if stop:
                 progress.close()
-                print(
-                    f"{task.name}: stopped by {signal.Signals(requests[0]).name} at step {run.step} of {plan.steps}; "
-                    f"the state is in {plan.checkpoint}. The same command goes on from there.",
-                    file=sys.stderr,
-                )
+                if here.first:
+                    print(
+                        f"{task.name}: stopped by a signal at step {run.step} of {plan.steps}; the state is in "
+                        f"{plan.checkpoint}. The same command goes on from there.",
+                        file=sys.stderr,
+                    )
                 raise SystemExit(STOPPED)
     progress.close()
     return run.history, {name: average.state for name, average in averages.items()}
 
 
-def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter], rows: slice) -> dict[str, Tensor]:
     step = run.step
     for optimizer, rate in run.optimizers:
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
     indices = torch.from_numpy(step_indices(task.size, plan.batch_size, plan.seed, step))
-    torch.manual_seed(runtime.derive_seed(plan.seed, "dropout", step))
+    torch.manual_seed(runtime.derive_seed(plan.seed, "dropout", f"{step}/{rows.start}"))
     with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
         with torch.no_grad():
-            batch = task.batch(step, indices)
-        parts = run.module(batch)
+            batch = task.batch(step, indices, rows)
+        parts = run.forward(batch)
     parts["loss"].backward()
     if plan.grad_clip is not None:
         parts["grad_norm"] = nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
@@ -206,9 +213,15 @@ class _Run:
     """The state of a run, and its way to disk and back."""
 
     def __init__(
-        self, module: nn.Module, optimizers: list[Scheduled], averages: dict[str, Average], plan: Plan
+        self,
+        module: nn.Module,
+        optimizers: list[Scheduled],
+        averages: dict[str, Average],
+        plan: Plan,
+        here: World,
     ) -> None:
-        self.module, self.optimizers, self.averages, self.plan = module, optimizers, averages, plan
+        self.module, self.optimizers, self.averages, self.plan, self.here = module, optimizers, averages, plan, here
+        self.forward = here.wrap(module)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
@@ -228,13 +241,16 @@ class _Run:
             "learning_rate": self.optimizers[0].rate(self.step - 1),
             "images_per_second": rate,
         }
-        row |= {name: float(total) / self.counted for name, total in self.sums.items()}
+        means = self.here.mean(torch.stack(list(self.sums.values())) / self.counted)
+        row |= dict(zip(self.sums, means.tolist(), strict=True))
         self.history.append(row)
         self.sums, self.counted = {}, 0
         return row
 
     def save(self) -> None:
         """Write the checkpoint under a temporary name and rename it: the last good one survives anything."""
+        if not self.here.first:
+            return
         state = {
             "identity": _flatten(self.plan.identity),
             "step": self.step,

@@ -24,6 +24,7 @@ from diffsiam.models.simsiam import Heads, spread
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Optimizer, Representation, Runtime
 from diffsiam.training import loop, methods, record
+from diffsiam.training.parallel import World, world
 
 
 class Learner(nn.Module):
@@ -96,13 +97,17 @@ def diffusion_batch(
     cfg: Representation,
     x0: Tensor,
     g: torch.Generator,
+    count: int | None = None,
+    rows: slice = slice(None),
 ) -> dict[str, Any]:
     """The frozen side of Eq. 3.11 for images x0: noise them, and let the diffusion model reconstruct.
 
     The network is fed ``t``; ``x0_hat`` is recovered at the true noise level; w and lambda are taken at the step fed.
+    Where x0 is but the ``rows`` of a batch of ``count``, the draws are those of the whole batch.
     """
-    t, level, k = draw_steps(method, cfg, len(x0), g)
-    noise = torch.randn(x0.shape, generator=g, device=g.device)
+    count = count or len(x0)
+    t, level, k = (value[rows] for value in draw_steps(method, cfg, count, g))
+    noise = torch.randn((count, *x0.shape[1:]), generator=g, device=g.device)[rows]
     x = table.q_sample(x0, level, noise)
     trunk = dm.trunk(x, t)
     x0_hat = table.x0_from_noise(x, level, dm.predict_noise(x, t, trunk))
@@ -146,17 +151,13 @@ def run(
             f"{', '.join(k for k, m in methods.METHODS.items() if not m.diffusion)}."
         )
     device = runtime.select_device(rt)
-    dtype = runtime.compute_dtype(rt, device)
     images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
-    dm = DiffusionModel.load(dm_folder) if method.diffusion and dm_folder else None
-    if dm is not None:
+    dm, checksum = None, None
+    if method.diffusion and dm_folder:
+        dm, checksum = DiffusionModel.load(dm_folder), runtime.sha256(dm_folder / WEIGHTS)
         dm.to(device).to(memory_format=torch.channels_last)
     torch.manual_seed(runtime.derive_seed(seed, "weights"))
     learner = Learner(method, cfg, images.shape[1], dm)
-    checksum = runtime.sha256(dm_folder / WEIGHTS) if dm is not None and dm_folder else None
-    who = record.identity(
-        data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
-    )
     plan = loop.Plan(
         steps=cfg.steps,
         batch_size=cfg.batch_size,
@@ -165,35 +166,49 @@ def run(
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
         device=device,
-        dtype=dtype,
+        dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        identity=who,
+        identity=record.identity(
+            data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
+        ),
     )
-    averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder is not None else {})
-    history: list[dict[str, float]] = []
-    if method.trained:
-        warning = (cfg.collapse_below, "the representation is collapsing")
-        batch = make_batch(images, method, cfg, dm, device, seed)
-        task = loop.Task(name, learner, averaged, batch, len(images), {"spread": warning})
-        history, means = loop.train(task, plan)
-    else:
-        set_statistics(learner.encoder.to(device), images, cfg.batch_size, device)
-        means = {"encoder": learner.encoder.state_dict()}
+    with world(device) as here:
+        history, means = fit(name, learner, images, dm, plan, here)
+        if here.first:
+            save(out, learner, means)
+            shape = {"encoder_width": cfg.encoder_width, "image_size": images.shape[1]}
+            shape |= {"segments": cfg.segments, "dim": cfg.dim}
+            record.finish(
+                out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape
+            )
+
+
+def fit(
+    name: str, learner: Learner, images: Tensor, dm: DiffusionModel | None, plan: loop.Plan, here: World
+) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
+    """Train the learner; history and averaged weights, as `loop.train` gives them. The control is not trained."""
+    method, cfg = learner.method, learner.cfg
+    if not method.trained:
+        set_statistics(learner.encoder.to(plan.device), images, cfg.batch_size, plan.device)
+        return [], {"encoder": learner.encoder.state_dict()}
+    averaged: dict[str, nn.Module] = {"encoder": learner.encoder}
+    if learner.decoder is not None:
+        averaged["decoder"] = learner.decoder
+    warning = (cfg.collapse_below, "the representation is collapsing")
+    batch = make_batch(images, method, cfg, dm, plan.device, plan.seed)
+    return loop.train(loop.Task(name, learner, averaged, batch, len(images), {"spread": warning}), plan, here)
+
+
+def save(out: Path, learner: Learner, means: dict[str, dict[str, Tensor]]) -> None:
+    """Write the weights that the method leaves behind."""
     states = {"encoder": learner.encoder.state_dict(), "encoder_ema": means["encoder"]}
     if learner.decoder is not None:
         states["decoder_ema"] = means["decoder"]
     if learner.heads is not None:
         states["heads"] = learner.heads.state_dict()
-    for stem in method.weights:
+    for stem in learner.method.weights:
         runtime.save_weights(out / f"{stem}.safetensors", states[stem])
-    shape = {
-        "encoder_width": cfg.encoder_width,
-        "image_size": images.shape[1],
-        "segments": cfg.segments,
-        "dim": cfg.dim,
-    }
-    record.finish(out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape)
 
 
 def make_batch(
@@ -203,19 +218,20 @@ def make_batch(
     dm: DiffusionModel | None,
     device: torch.device,
     seed: int,
-) -> Callable[[int, Tensor], dict[str, Any]]:
+) -> Callable[[int, Tensor, slice], dict[str, Any]]:
     """The function that makes a step's batch: clean images, two views, and the frozen side of Eq. 3.11."""
     table = Schedule().to(device)
 
-    def batch(step: int, indices: Tensor) -> dict[str, Any]:
-        x0 = pixels.to_float(images[indices].to(device))
+    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Any]:
+        count, x0 = len(indices), pixels.to_float(images[indices[rows]].to(device))
         out: dict[str, Any] = {"x0": x0}
         if method.ssl:
             for view in ("view1", "view2"):
                 g = runtime.generator(seed, view, step, device)
-                out[view] = augment.apply(x0, augment.draw(len(x0), x0.shape[-1], cfg.views, g))
+                out[view] = augment.apply(x0, augment.part(augment.draw(count, x0.shape[-1], cfg.views, g), rows))
         if dm is not None:
-            out |= diffusion_batch(dm, table, method, cfg, x0, runtime.generator(seed, "noise", step, device))
+            g = runtime.generator(seed, "noise", step, device)
+            out |= diffusion_batch(dm, table, method, cfg, x0, g, count, rows)
         return out
 
     return batch

@@ -18,7 +18,8 @@ rule diffusion:
     resources:
         mem_mb=8000,
         runtime=24 * 60,
+        gpu=0,
     shell:
         "diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
         "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "
-        "--params {params.own:q} 2>&1 | tee {log}"
+        "--processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"

@@ -25,8 +25,9 @@ for name, method in METHODS.items():
         resources:
             mem_mb=8000,
             runtime=48 * 60,
+            gpu=0,
         shell:
             "diffsiam representation {params.method} --seed {wildcards.seed} "
             "--data $(dirname {input.meta}) {params.diffusion} --out $(dirname {output.config}) "
             "--checkpoint results/checkpoints/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed}.pt "
-            "--params {params.own:q} 2>&1 | tee {log}"
+            "--processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
