@@ -1,0 +1,260 @@
+"""The schema and the dataclasses say the same; every mistake gets one message and no traceback."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from diffsiam import params
+from diffsiam.errors import UserError
+from diffsiam.training.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
+SCHEMA = yaml.safe_load(params.SCHEMA.read_text())
+REMOVE = object()
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def changed(raw: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """A copy of ``raw`` with the leaf ``key`` set to ``value``, or removed."""
+    out = copy.deepcopy(raw)
+    node = out
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    if value is REMOVE:
+        del node[last]
+    else:
+        node[last] = value
+    return out
+
+
+def message(raw: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        params.check(raw)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------------------- schema and dataclasses
+def resolved(rule: dict[str, Any]) -> dict[str, Any]:
+    """``rule``, or the definition that it refers to."""
+    return SCHEMA["$defs"][rule["$ref"].rsplit("/", 1)[-1]] if "$ref" in rule else rule
+
+
+def compare(cls: type, rule: dict[str, Any], where: str) -> list[str]:
+    """Differences between a dataclass and its part of the schema."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    out = []
+    if names != list(rule["properties"]):
+        out.append(f"{where}: {names} against {list(rule['properties'])}")
+    if rule["additionalProperties"] is not False or sorted(rule["required"]) != sorted(rule["properties"]):
+        out.append(f"{where}: a key is optional, or unknown keys are allowed")
+    for name in names:
+        own, hint = resolved(rule["properties"].get(name, {})), hints[name]
+        if dataclasses.is_dataclass(hint):
+            out += compare(typing.cast(type, hint), own, f"{where}.{name}")
+            continue
+        parts = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+        json_names = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+        expected = {json_names.get(p, "array") for p in parts}
+        allowed = own.get("type", None)
+        met = {allowed} if isinstance(allowed, str) else set(allowed or [])
+        if "enum" in own:
+            met = {json_names[type(v)] for v in own["enum"]}
+        if met != expected:
+            out.append(f"{where}.{name}: {expected} against {met}")
+    return out
+
+
+def test_dataclasses_and_schema_have_the_same_keys_and_types() -> None:
+    differences = []
+    for name, cls in params.SECTIONS.items():
+        differences += compare(cls, SCHEMA["properties"][name], name)
+    assert differences == []
+    plain = {"methods", "seeds", "pretrain", "transfer"}
+    assert set(SCHEMA["properties"]) == plain | set(params.SECTIONS)
+    assert sorted(SCHEMA["required"]) == sorted(SCHEMA["properties"])
+    assert SCHEMA["additionalProperties"] is False
+
+
+def test_the_schema_knows_the_rows_of_methods() -> None:
+    assert SCHEMA["properties"]["methods"]["items"]["enum"] == list(METHODS)
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
+    out: set[str] = set()
+    for key, value in tree.items():
+        out |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return out
+
+
+def test_every_leaf_belongs_to_a_stage_or_is_named_as_one_that_reruns_nothing(raw: dict[str, Any]) -> None:
+    tracked = {leaf for stage in params.STAGE_PARAMS.values() for leaf in stage}
+    for leaf in leaves(raw):
+        above = {leaf} | {leaf[:i] for i, c in enumerate(leaf) if c == "."}
+        assert bool(above & tracked) != (leaf in params.UNTRACKED), leaf
+
+
+# ------------------------------------------------------------------------------------------------------ presets
+def test_params_yaml_is_the_demo_preset_byte_for_byte() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "workflow" / "presets" / "demo.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_preset_is_complete_and_valid(preset: Path) -> None:
+    raw = yaml.safe_load(preset.read_text())
+    params.check(raw)
+    for cls in params.SECTIONS.values():
+        section = params.section(raw, cls)
+        assert (
+            json.loads(json.dumps(dataclasses.asdict(section)))
+            == raw[next(k for k, v in params.SECTIONS.items() if v is cls)]
+        )
+
+
+def test_there_are_presets() -> None:
+    assert {"demo", "cifar-cpu", "thesis"} <= {p.stem for p in PRESETS}
+
+
+def test_sections_are_typed(raw: dict[str, Any]) -> None:
+    raw = changed(raw, "diffusion.learning_rate", 1)
+    diffusion = params.section(raw, params.Diffusion)
+    assert isinstance(diffusion.learning_rate, float)
+    assert diffusion.unet.channels == tuple(raw["diffusion"]["unet"]["channels"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        diffusion.steps = 3  # type: ignore[misc]
+
+
+# ----------------------------------------------------------------------------------------------------- mistakes
+MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the message holds besides the key
+    ("diffusion.learning_rat", 1e-4, ["unknown key", "Did you mean learning_rate?", "batch_size"]),
+    ("diffusions", {}, ["unknown key", "Did you mean diffusion?"]),
+    ("representation.views.flips", 1, ["unknown key", "Did you mean flip?"]),
+    ("diffusion.steps", REMOVE, ["missing", "workflow/presets/demo.yaml"]),
+    ("fewshot", REMOVE, ["missing"]),
+    ("diffusion.steps", "600", ['met "600"', "integer, at least 1"]),
+    ("diffusion.steps", 600.0, ["met 600.0", "integer"]),
+    ("diffusion.steps", True, ["met true", "integer"]),
+    ("diffusion.steps", 0, ["met 0", "at least 1"]),
+    ("diffusion.steps", None, ["met null", "integer"]),
+    ("diffusion", None, ["met null", "object"]),
+    ("diffusion.learning_rate", "1e-4", ['met "1e-4"', "number", "1.0e-4"]),
+    ("diffusion.learning_rate", 0, ["met 0", "above 0"]),
+    ("diffusion.learning_rate", math.nan, ["met NaN", "above 0"]),
+    ("representation.diffusion_weight", math.inf, ["met Infinity", "at least 0"]),
+    ("diffusion.unet.dropout", 1, ["met 1", "below 1"]),
+    ("diffusion.unet.channels", [], ["met []", "at least 1 items"]),
+    ("diffusion.unet.channels", [32, 64.0], ["met 64.0", "integer"]),
+    ("diffusion.source", "download", ['met "download"', "one of pretrain, fetch"]),
+    ("diffusion.fetch.sha256", "abc", ['met "abc"', "0-9a-f"]),
+    ("data.image_size", 17, ["met 17", "one of 8, 16, 32"]),
+    ("data.root", "", ['met ""', "not empty"]),
+    ("data.val_fraction", 1.0, ["met 1.0", "below 1"]),
+    ("methods", ["simsiam", "simsiam"], ["no value twice"]),
+    ("seeds", [-1], ["met -1", "at least 0"]),
+    ("transfer", ["CIFAR"], ['met "CIFAR"', "CIFAR10", "sprites"]),
+    ("representation.views.crop_scale", [0.2], ["met [0.2]", "at least 2 items"]),
+    ("representation.segments", 33, ["33", "divisor of 256"]),
+    ("representation.diti", {"stages": [1000], "dims_per_stage": None}, ["1000", "Give both"]),
+    ("runtime.threads", 0, ["met 0", "at least 1"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), MISTAKES, ids=[f"{k}={v!r}"[:50] for k, v, _ in MISTAKES])
+def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(
+    raw: dict[str, Any], key: str, value: object, words: list[str]
+) -> None:
+    text = message(changed(raw, key, value))
+    assert len(text.splitlines()) == 1
+    named = key if key not in ("transfer", "seeds") else f"{key}.0"
+    assert named in text
+    for word in words:
+        assert word in text, text
+
+
+def test_two_mistakes_are_two_lines_and_two_missing_keys_are_both_named(raw: dict[str, Any]) -> None:
+    text = message(changed(changed(raw, "diffusion.steps", 0), "linear.penalties", 0))
+    assert ["diffusion.steps" in line or "linear.penalties" in line for line in text.splitlines()] == [True, True]
+    text = message(changed(changed(raw, "diffusion.steps", REMOVE), "diffusion.seed", REMOVE))
+    assert len(text.splitlines()) == 1
+    assert "diffusion.steps" in text
+    assert "diffusion.seed" in text
+
+
+def test_sources_are_merged_and_later_ones_win(raw: dict[str, Any], tmp_path: Path) -> None:
+    first = tmp_path / "a.yaml"
+    first.write_text(yaml.safe_dump({"fewshot": {**raw["fewshot"], "episodes": 7, "ways": 3}}))
+    merged = params.read(str(first), '{"fewshot": {"episodes": 9}}')
+    assert merged["fewshot"]["episodes"] == 9
+    assert merged["fewshot"]["ways"] == 3
+    assert params.section(merged, params.FewShot).episodes == 9
+
+
+def test_select_keeps_the_named_leaves_and_nothing_else(raw: dict[str, Any]) -> None:
+    got = params.select(raw, ("fewshot", "runtime.threads"))
+    assert got == {"fewshot": raw["fewshot"], "runtime": {"threads": raw["runtime"]["threads"]}}
+
+
+def test_the_share_of_a_stage_is_enough_for_its_sections(raw: dict[str, Any]) -> None:
+    own = (json.dumps(params.select(raw, leaves)) for leaves in (params.UNTRACKED, params.STAGE_PARAMS["data"]))
+    assert params.section(params.read(*own), params.Data) == params.section(raw, params.Data)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere.yaml", ["nowhere.yaml", "No such file", "--params"]),
+        ("{not json", ["not a JSON object"]),
+        ("list.yaml", ["a mapping of sections", "list"]),
+        ("broken.yaml", ["broken.yaml", "not YAML"]),
+        ("folder.yaml", ["folder.yaml", "directory"]),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named(
+    source: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.yaml").write_text("- a\n- b\n")
+    Path("broken.yaml").write_text("a: [1\nb: }")
+    Path("folder.yaml").mkdir()
+    with pytest.raises(UserError) as error:
+        params.read(source)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [
+        ('{"fewshot": {"episodes": "many"}}', "fewshot.episodes"),
+        ("nowhere.yaml", "nowhere.yaml"),
+        ("{}", "fewshot.ways"),
+    ],
+)
+def test_the_command_line_ends_with_2_and_one_message(argument: str, word: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "diffsiam.cli", "fewshot", "--features", "x.npz", "--meta", "m.json"]
+    command += ["--method", "simsiam", "--seed", "0", "--out", "o.json", "--params", argument]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("diffsiam fewshot: ")
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
