@@ -48,8 +48,13 @@ def digest(stage: str) -> str:
     """16 hexadecimal digits that change with the code of ``stage`` and with nothing else."""
     total = hashlib.sha256()
     for name in modules(stage):
-        total.update(f"{name}\n{normalized(source(name).read_text(encoding='utf-8'))}\n".encode())
+        total.update(f"{name}\n{_code(name)}\n".encode())
     return total.hexdigest()[:16]
+
+
+@functools.cache
+def _code(module: str) -> str:
+    return normalized(source(module).read_text(encoding="utf-8"))
 
 
 def source(module: str) -> Path:
