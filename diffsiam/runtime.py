@@ -50,7 +50,8 @@ def generator(seed: int, purpose: str, item: int | str = 0, device: torch.device
 
 # ------------------------------------------------------------------------------------------ device, precision
 def select_device(runtime: Runtime) -> torch.device:
-    """The device that ``runtime.device`` names; sets the number of CPU threads on the way.
+    """The device that ``runtime.device`` names; sets the number of CPU threads and deterministic mode
+    on the way.
 
     Raises:
         UserError: ``cuda`` was asked for and there is none.
@@ -58,6 +59,9 @@ def select_device(runtime: Runtime) -> torch.device:
     import torch
 
     torch.set_num_threads(runtime.threads)
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "runtime.device: cuda was asked for, but PyTorch sees no CUDA device. Use auto or cpu, or run where "
@@ -81,10 +85,13 @@ def compute_dtype(runtime: Runtime, device: torch.device) -> torch.dtype:
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what is written there appears under ``path`` when the block ends
-    well, and is removed when it does not."""
+    well, and is removed when it does not. A folder that cannot be written to is a `UserError`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as e:
+        raise _unwritable(path, e) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -103,10 +110,20 @@ def _umask() -> int:
     return mask
 
 
+def _unwritable(path: Path | str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({error}). What was there before is intact. Make room for it, or let this user "
+        "write there, and run the same command again."
+    )
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; a full disk is a `UserError`."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+        except OSError as e:
+            raise _unwritable(path, e) from None
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -132,12 +149,16 @@ def sha256(path: Path | str) -> str:
 
 # ---------------------------------------------------------------------------------------------------- weights
 def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file, atomically."""
+    """Write tensors to a safetensors file, atomically; a full disk is a `UserError`."""
+    import safetensors
     import safetensors.torch
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+        try:
+            safetensors.torch.save_file(tensors, temporary)
+        except (safetensors.SafetensorError, OSError) as e:
+            raise _unwritable(path, e) from None
 
 
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
