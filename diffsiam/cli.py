@@ -39,14 +39,15 @@ def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
     cfg, rt = params.section(raw, params.Diffusion), params.section(raw, params.Runtime)
     cache = Path(raw.get("data", {}).get("root", "resources")).expanduser() / "diffusion"
-    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, cache)
+    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, cache, args.events)
 
 
 def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.training import representation
 
     cfg, rt = params.section(raw, params.Representation), params.section(raw, params.Runtime)
-    representation.run(args.method, cfg, rt, args.data, args.diffusion, args.out, args.checkpoint, seed=args.seed)
+    folders = (args.data, args.diffusion, args.out, args.checkpoint)
+    representation.run(args.method, cfg, rt, *folders, seed=args.seed, events=args.events)
 
 
 def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     def training_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set to train on")
         sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="what a stopped run resumes")
+        sub.add_argument(
+            "--events", type=Path, metavar="DIR", help="TensorBoard events, if runtime.tensorboard is true"
+        )
         sub.add_argument("--processes", type=int, default=1, metavar="N", help="train on N GPUs (or CPU processes)")
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")

@@ -159,7 +159,10 @@ class Runtime:
     device: str
     precision: str
     threads: int
+    deterministic: bool
+    compile: bool
     checkpoint_minutes: float
+    tensorboard: bool
 
 
 SECTIONS: dict[str, type] = {
@@ -172,10 +175,10 @@ SECTIONS: dict[str, type] = {
     "runtime": Runtime,
 }
 
-_COMPUTE = ("runtime.device", "runtime.precision", "runtime.threads")
+_COMPUTE = tuple(f"runtime.{name}" for name in ("device", "precision", "threads", "deterministic", "compile"))
 
 # What each stage's results depend on, and so what its rule and its DVC stage record. A leaf in no entry
-# (data.root, runtime.checkpoint_minutes) re-runs nothing.
+# (data.root, runtime.checkpoint_minutes, runtime.tensorboard) re-runs nothing.
 STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
     "diffusion": ("diffusion", *_COMPUTE),
@@ -185,7 +188,7 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "fewshot": ("fewshot",),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
-UNTRACKED = ("data.root", "runtime.checkpoint_minutes")
+UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
 VARIABLE = "DIFFSIAM_PARAMS"  # environment variable that carries the untracked leaves to a rule's command, as JSON
 
 T = TypeVar("T")

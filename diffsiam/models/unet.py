@@ -36,6 +36,15 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.unet = unet
 
+    def train(self, mode: bool = True) -> DiffusionModel:
+        """Training mode of the dropouts, which is all that it changes here: diffusers' residual blocks leave
+        channels-last memory when told that they train."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(mode)
+        return self
+
     def trunk(self, x: Tensor, t: Tensor) -> Trunk:
         """Time embedding and down path."""
         time = self.unet.time_embedding(self.unet.time_proj(t - 1))

@@ -32,7 +32,9 @@ class NoisePrediction(nn.Module):
         return {"loss": nn.functional.mse_loss(predicted, batch["noise"])}
 
 
-def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, cache: Path) -> None:
+def run(
+    cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, cache: Path, events: Path | None = None
+) -> None:
     """Bring a diffusion model to ``out``, by pretraining or by fetching.
 
     Args:
@@ -40,9 +42,10 @@ def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, ca
         out: folder that gets config.json and the weights in diffusers' layout, training.json and history.csv.
         checkpoint: file to resume pretraining from.
         cache: folder of fetched models.
+        events: folder of TensorBoard events, where ``rt.tensorboard`` asks for them.
     """
     if cfg.source == "pretrain":
-        pretrain(cfg, rt, data, out, checkpoint)
+        pretrain(cfg, rt, data, out, checkpoint, events)
         return
     image_size = runtime.read_json(data / "meta.json")["image_size"]
     pretrained.fetch(cfg.fetch, image_size, out, cache)
@@ -53,7 +56,7 @@ def run(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, ca
     )
 
 
-def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path) -> None:
+def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, events: Path | None) -> None:
     """Train on ``data``/images_train.npy (Eq. 3.4) and write the averaged weights to ``out``."""
     began = time.monotonic()
     device = runtime.select_device(rt)
@@ -84,6 +87,8 @@ def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Pat
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
+        compile=rt.compile,
+        events=events if rt.tensorboard else None,
         identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
     )
     task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, batch, len(images))

@@ -64,6 +64,7 @@ class Plan:
     """How it is trained.
 
     Attributes:
+        events: folder of TensorBoard events, None for none.
         optimizers: from the module, once it is on its device: the optimisers of its parts, each with its rate by step.
         identity: what the result depends on; a checkpoint made under another identity is refused.
     """
@@ -79,6 +80,8 @@ class Plan:
     checkpoint: Path
     checkpoint_minutes: float
     identity: Mapping[str, Any]
+    compile: bool = False
+    events: Path | None = None
 
 
 class Average:
@@ -135,6 +138,9 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
     run = _Run(module, optimizers, averages, plan, here)
     run.resume()
     every = max(1, plan.steps // _RECORDS)
+    if plan.compile:
+        module.compile()
+    write_events = _events(plan, here)
     rows = here.rows(plan.batch_size)
     progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step, quiet=not here.first)
     saved, record_began = time.monotonic(), time.monotonic()
@@ -147,6 +153,7 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
                 rate = run.counted * plan.batch_size / (now - record_began)
                 row = run.record(rate)
                 record_began = now
+                write_events(row)
                 _guard(task, plan, run.history)
                 progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
             stop, due = here.any(bool(requests), time.monotonic() - saved > 60 * plan.checkpoint_minutes)
@@ -189,6 +196,21 @@ def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter], row
         average.update(step)
     run.step += 1
     return parts
+
+
+def _events(plan: Plan, here: World) -> Callable[[dict[str, float]], None]:
+    if plan.events is None or not here.first:
+        return lambda row: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(plan.events))
+
+    def write(row: dict[str, float]) -> None:
+        for name, value in row.items():
+            writer.add_scalar(name, value, int(row["step"]))  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return write
 
 
 def _guard(task: Task, plan: Plan, history: list[dict[str, float]]) -> None:

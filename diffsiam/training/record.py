@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from diffsiam.training import loop
 
 def identity(data: Path, *, rt: Runtime, **parts: Any) -> dict[str, Any]:
     """What a training depends on: its parameters, the images and the arithmetic."""
-    compute = {"device": rt.device, "precision": rt.precision, "threads": rt.threads}
+    names = ("device", "precision", "threads", "deterministic", "compile")
+    compute = {name: value for name, value in dataclasses.asdict(rt).items() if name in names}
     checksums = runtime.read_json(data / "meta.json")["sha256"]
     return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}
 

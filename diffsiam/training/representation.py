@@ -130,6 +130,7 @@ def run(
     checkpoint: Path,
     *,
     seed: int,
+    events: Path | None = None,
 ) -> None:
     """Train method ``name`` on ``data``/images_train.npy and write its weights, config.json and history.csv to ``out``.
 
@@ -139,6 +140,7 @@ def run(
         dm_folder: the frozen diffusion model, diffusers' layout; not read by methods without a diffusion term.
         checkpoint: file to resume from.
         seed: of the initial weights, the order of images, the views, and the noise.
+        events: folder of TensorBoard events, where ``rt.tensorboard`` asks for them.
     Raises:
         UserError: no such method; it needs a diffusion model and there is none; whatever `loop.train` raises.
     """
@@ -169,6 +171,8 @@ def run(
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
+        compile=rt.compile,
+        events=events if rt.tensorboard else None,
         identity=record.identity(
             data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
         ),

@@ -22,4 +22,4 @@ rule diffusion:
     shell:
         "diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
         "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "
-        "--processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
+        "--events results/tensorboard/diffusion/{wildcards.pretrain} --processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"

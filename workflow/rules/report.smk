@@ -27,7 +27,30 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             "--reference {input.reference} --out {output.csv} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
 
 
+rule summary:
+    input:
+        linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
+        fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
+        reference=expand("workflow/reference/thesis_table{number}.csv", number=["4_1", "4_2"]),
+    output:
+        md="results/summary.md",
+        paired="results/paired.csv",
+    params:
+        own=own("tables"),
+        code=digest.digest("tables"),
+        pretrain=config["pretrain"],
+    log:
+        "results/logs/summary.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam summary --linear {input.linear} --fewshot {input.fewshot} --reference {input.reference} "
+        "--pretrain {params.pretrain} --out {output.md} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
+
+
 rule tables:
     input:
         "results/table4_1.csv",
         "results/table4_2.csv",
+        "results/summary.md",

@@ -30,4 +30,4 @@ for name, method in METHODS.items():
             "diffsiam representation {params.method} --seed {wildcards.seed} "
             "--data $(dirname {input.meta}) {params.diffusion} --out $(dirname {output.config}) "
             "--checkpoint results/checkpoints/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed}.pt "
-            "--processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
+            "--events results/tensorboard/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed} --processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
