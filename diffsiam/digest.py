@@ -25,7 +25,7 @@ STAGE_MODULES = {
     "features": "diffsiam.evaluation.features",
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
-    "tables": "diffsiam.report.tables",
+    "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 
 # Not part of a result: parameters are recorded by value, errors are messages, and this module only watches.

@@ -80,24 +80,33 @@ def _complete(metas: Sequence[Path]) -> set[str]:
     }
 
 
+def cell(mean: float, half_width: float | None = None, spread: float | None = None, sign: str = "") -> str:
+    """``mean ± half_width (spread)`` with two decimals; what is None or NaN is left out. ``sign`` "+" shows a plus."""
+    text = f"{mean:{sign}.2f}"
+    text += f" ± {half_width:.2f}" if half_width is not None and pd.notna(half_width) else ""
+    return text + (f" ({spread:.2f})" if spread is not None and pd.notna(spread) else "")
+
+
 def _shape(frame: pd.DataFrame, datasets: list[str], interval: bool) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best."""
+    """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best.
+
+    With several seeds an interval is the mean of the seeds' own, and the spread of "Avg." that of the seeds' averages.
+    """
     by = frame.groupby(["method", "dataset"], sort=False)
     means, spreads = by["accuracy"].mean().unstack(), by["accuracy"].std(ddof=1).unstack()
     intervals = by["ci95"].mean().unstack()
     means, best = means[datasets], means[datasets].max()
+    average = means.mean(axis=1)
+    average_spread = frame.groupby(["method", "seed"])["accuracy"].mean().groupby("method").std(ddof=1)
     rows = []
     for method in means.index:
         cells = []
         for name in datasets:
-            text = f"{means.loc[method, name]:.2f}"
-            if interval:
-                text += f" ± {intervals.loc[method, name]:.2f}"
-            if pd.notna(spreads.loc[method, name]):
-                text += f" ({spreads.loc[method, name]:.2f})"
+            half_width = intervals.loc[method, name] if interval else None
+            text = cell(means.loc[method, name], half_width, spreads.loc[method, name])
             cells.append((text, bool(means.loc[method, name] == best[name])))
-        average = means.mean(axis=1)
-        cells.append((f"{average[method]:.2f}", bool(average[method] == average.max())))
+        text = cell(average[method], spread=average_spread[method])
+        cells.append((text, bool(average[method] == average.max())))
         rows.append((METHODS[method].title, cells))
     printed = frame.drop_duplicates(["method", "dataset"]).set_index(["method", "dataset"])["thesis_accuracy"]
     for method in means.index:

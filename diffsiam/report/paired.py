@@ -1,0 +1,151 @@
+"""Differences between methods on the same episodes and test images, with 95 % intervals.
+
+Few-shot episodes are the same for every method and seed, so differences are taken episode by episode: what makes an
+episode hard is common to both methods and drops out. With x[s, e] the accuracy of a method in episode e at seed s, in
+percent, y[s, e] that of the method it is compared with, d = x - y, S seeds and E episodes:
+
+    seed s:      difference_s = mean_e d[s, e],   ci95_s = 1.96 std_e(d[s, e]) / sqrt(E)
+    all seeds:   difference = mean_s difference_s, ci95 = 1.96 std_e(mean_s d[s, e]) / sqrt(E)
+                 spread = sample standard deviation over seeds of difference_s
+
+Linear probes leave no prediction per image, so their interval is **unpaired** and too wide: per seed the root of the
+sum of the two squared half-widths, over all seeds the mean of the seeds' (the test images are the same, so seeds do
+not average that error out). Data sets are drawn apart from each other: over K of them, difference is the plain mean and
+ci95 = sqrt(sum of squares) / K. Every interval is about the draw of episodes or test images, for these very encoders;
+what another training would give is in the spread alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from diffsiam.errors import UserError
+from diffsiam.evaluation.metrics import Z95
+
+AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained on
+ALL = "all"  # in place of a seed
+BASELINES = ("untrained", "simsiam")
+ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
+COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "interval", "spread"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Differences (seeds,) in points, their 95 % half-widths (seeds,), and the half-width over all seeds."""
+
+    differences: NDArray[np.float64]
+    ci95: NDArray[np.float64]
+    pooled: float
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds; NaN for one seed."""
+        return float(self.differences.std(ddof=1)) if len(self.differences) > 1 else np.nan
+
+
+def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], pretrain: str) -> pd.DataFrame:
+    """Every method against each of `BASELINES`, and each of `ORDER` against the next, where both are there.
+
+    Args:
+        linear, fewshot: results as the protocols write them, of the same methods, data sets and seeds.
+        pretrain: the data set that the averages leave out.
+    Returns:
+        `COLUMNS`: per protocol and pair one row for each data set and `AVERAGE`, at each seed and `ALL`. ``shots`` is
+        missing for linear, ``spread`` where it is not over seeds; ``interval`` is ``paired`` or ``unpaired``.
+    Raises:
+        UserError: a result is missing, or few-shot results are of different episodes.
+    """
+    methods, datasets, seeds = _grid(linear, fewshot)
+    rows = []
+    for protocol, shots, interval, estimate, scores in _blocks(linear, fewshot, seeds):
+        for method, against in _pairs(methods):
+            found = {name: estimate(scores[method, name], scores[against, name]) for name in datasets}
+            if transfer := [found[name] for name in datasets if name != pretrain]:
+                found[AVERAGE] = average(transfer)
+            for name, e in found.items():
+                where = {"protocol": protocol, "shots": shots, "method": method, "against": against, "dataset": name}
+                cells = [*zip(map(str, seeds), e.differences, e.ci95, [np.nan] * len(seeds), strict=True)]
+                cells += [(ALL, e.differences.mean(), e.pooled, e.spread)]
+                values = (dict(zip(("seed", "difference", "ci95", "spread"), cell, strict=True)) for cell in cells)
+                rows += [where | {"interval": interval} | cell for cell in values]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"shots": "Int64"})
+
+
+def paired(x: NDArray[np.float64], y: NDArray[np.float64]) -> Estimate:
+    """x - y of accuracies (seeds, episodes) in percent."""
+    d = x - y
+
+    def half_width(per_episode: NDArray[np.float64]) -> NDArray[np.float64]:
+        return Z95 * per_episode.std(axis=-1) / per_episode.shape[-1] ** 0.5
+
+    return Estimate(d.mean(axis=1), half_width(d), float(half_width(d.mean(axis=0))))
+
+
+def unpaired(x: NDArray[np.float64], y: NDArray[np.float64]) -> Estimate:
+    """x - y of (seeds, 2): accuracy in percent and its half-width."""
+    ci95 = np.hypot(x[:, 1], y[:, 1])
+    return Estimate(x[:, 0] - y[:, 0], ci95, float(ci95.mean()))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over data sets."""
+    k = len(estimates)
+    ci95 = np.stack([np.append(e.ci95, e.pooled) for e in estimates])
+    ci95 = np.sqrt((ci95**2).sum(axis=0)) / k
+    return Estimate(np.mean([e.differences for e in estimates], axis=0), ci95[:-1], float(ci95[-1]))
+
+
+_Scores = dict[tuple[str, str], NDArray[np.float64]]  # (method, data set) -> (seeds, ...)
+_Block = tuple[str, int | None, str, Callable[[NDArray[np.float64], NDArray[np.float64]], Estimate], _Scores]
+
+
+def _blocks(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], seeds: list[int]) -> Iterator[_Block]:
+    """Protocol, shots, kind of interval, what estimates the difference, and what it takes."""
+
+    def stacked(results: Sequence[dict[str, Any]], values: Callable[[dict[str, Any]], Any]) -> _Scores:
+        found = {(r["method"], r["dataset"], r["seed"]): values(r) for r in results}
+        names = dict.fromkeys((method, dataset) for method, dataset, _ in found)
+        return {name: np.array([found[*name, seed] for seed in seeds], np.float64) for name in names}
+
+    yield "linear", None, "unpaired", unpaired, stacked(linear, lambda r: (r["accuracy"], r["ci95"]))
+    for n in fewshot[0]["shots"]:
+
+        def percent(r: dict[str, Any], n: str = n) -> NDArray[np.float64]:
+            return 100 * np.array(r["shots"][n]["correct"]) / (r["ways"] * r["queries"])
+
+        yield "fewshot", int(n), "paired", paired, stacked(fewshot, percent)
+
+
+def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [(method, against) for against in BASELINES for method in methods] + [*itertools.pairwise(ORDER)]
+    return [(m, a) for m, a in dict.fromkeys(pairs) if m != a and {m, a} <= set(methods)]
+
+
+def _grid(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]]) -> tuple[list, list, list]:
+    """Methods, data sets and seeds, after a check that there is a result for each combination."""
+    keys = ("method", "dataset", "seed")
+    axes = [list(dict.fromkeys(r[key] for r in (*linear, *fewshot))) for key in keys]
+    for protocol, results in {"linear": linear, "few-shot": fewshot}.items():
+        there = {tuple(r[key] for key in keys) for r in results}
+        if missing := [cell for cell in itertools.product(*axes) if cell not in there]:
+            raise UserError(
+                f"summary: no {protocol} result of {missing[0][0]} on {missing[0][1]} at seed {missing[0][2]}, one of "
+                f"{len(missing)} missing. Methods are compared on the same data sets and seeds: give --linear and "
+                "--fewshot a result for each combination, or ask Snakemake for `results/summary.md`."
+            )
+    protocols = {(r["ways"], r["queries"], r["episodes"], tuple(r["shots"])) for r in fewshot}
+    if len(protocols) > 1:
+        first, second, *_ = (f"{w} ways, {q} queries, {e} episodes, shots {', '.join(s)}" for w, q, e, s in protocols)
+        raise UserError(
+            f"summary: few-shot results of different episodes cannot be compared: {first}; {second}. Make them with "
+            "the same `fewshot` section of params.yaml."
+        )
+    methods, datasets, seeds = axes
+    return methods, datasets, sorted(seeds)

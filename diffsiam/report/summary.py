@@ -1,0 +1,155 @@
+"""results/summary.md: the methods side by side, their differences, and what these say about the thesis's order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diffsiam import runtime
+from diffsiam.report import paired, tables
+from diffsiam.training import methods
+
+_BASELINE = "simsiam"
+_SEEN, _REVERSED, _UNTOLD = (
+    "seen in {}",
+    "not seen in {} (a step is reversed)",
+    "cannot be told in {} (an interval holds zero)",
+)
+
+
+def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Path], pretrain: str, out: Path) -> None:
+    """Write the summary as ``out``, and every difference as paired.csv beside it.
+
+    Args:
+        linear, fewshot: JSON files of the linear probes and the few-shot episodes, of the same encoders and data sets.
+        references: the thesis's Tables 4.1 and 4.2 as CSV.
+        pretrain: the data set that the encoders were trained on; transfer averages leave it out.
+    Raises:
+        UserError: see `paired.table`; an unknown method.
+    """
+    results = [runtime.read_json(path) for path in linear], [runtime.read_json(path) for path in fewshot]
+    differences = paired.table(*results, pretrain)
+    thesis = pd.concat([pd.read_csv(path) for path in references], ignore_index=True)
+    summary = text(_accuracies(*results), differences, thesis, pretrain)
+    with runtime.atomic(out.with_name("paired.csv")) as temporary:
+        differences.to_csv(temporary, index=False, float_format="%.4f")
+    runtime.write_text(out, summary)
+
+
+def encoder(linear: Sequence[Path], fewshot: Sequence[Path], out: Path) -> str:
+    """Write one encoder's results as a Markdown table with a row per data set, and return it."""
+    linear_results, fewshot_results = ([runtime.read_json(path) for path in paths] for paths in (linear, fewshot))
+    rows = [["Data set", "Linear", "k-NN", *(_label(int(n)) for n in fewshot_results[0]["shots"])]]
+    for probe, episodes in zip(linear_results, fewshot_results, strict=True):
+        cells = [tables.cell(probe["accuracy"], probe["ci95"]), tables.cell(probe["knn"]["accuracy"])]
+        cells += [tables.cell(s["accuracy"], s["ci95"]) for s in episodes["shots"].values()]
+        rows.append([probe["dataset"], *cells])
+    scores = _accuracies(linear_results, fewshot_results)
+    rows.append(["Avg.", *(tables.cell(x) for x in scores.groupby("protocol", sort=False)["accuracy"].mean())])
+    title = f"**{linear_results[0]['method']}**: accuracy in percent ± 95 % half-width"
+    table = "\n".join([title, "", *_aligned(rows), ""])
+    runtime.write_text(out, table)
+    return table
+
+
+def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str) -> str:
+    """The summary.
+
+    Args:
+        scores: protocol, method, dataset, seed, accuracy, one row each.
+        differences: of `paired.table`.
+        thesis: method, dataset, accuracy and shots, which is missing for Table 4.1.
+    """
+    titles = {name: methods.lookup(name).title for name in scores["method"].unique()}
+    transfer = scores[scores["dataset"] != pretrain]
+    names = list(transfer["dataset"].unique())
+    columns = {"Linear, all": scores[scores["protocol"] == "Linear"]}
+    columns |= {str(protocol): part for protocol, part in transfer.groupby("protocol", sort=False)}
+    rows = [["Method", *columns]]
+    for name, title in titles.items():
+        rows.append([title, *(_mean_cell(part[part["method"] == name]) for part in columns.values())])
+    seeds = sorted(scores["seed"].unique())
+    lines = [
+        f"**Methods side by side.** Accuracy in percent, mean over the transfer sets: {', '.join(names)}.",
+        f"'Linear, all' is the average of Table 4.1. Seeds: {', '.join(map(str, seeds))}"
+        + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "."),
+        "",
+        *_aligned(rows),
+        "",
+    ]
+    averages = differences[(differences["dataset"] == paired.AVERAGE) & (differences["seed"] == paired.ALL)]
+    to_baseline = averages[averages["against"] == _BASELINE]
+    if len(to_baseline):
+        lines += [*_differences(to_baseline, thesis, names, titles), ""]
+    return "\n".join([*lines, _order(averages, titles, len(seeds)), ""])
+
+
+def _accuracies(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    values = [(r, {"Linear": r["accuracy"], "k-NN": r["knn"]["accuracy"]}) for r in linear]
+    values += [(r, {_label(int(n)): s["accuracy"] for n, s in r["shots"].items()}) for r in fewshot]
+    rows = [(p, r["method"], r["dataset"], r["seed"], x) for r, scores in values for p, x in scores.items()]
+    return pd.DataFrame(rows, columns=["protocol", "method", "dataset", "seed", "accuracy"])
+
+
+def _label(shots: Any) -> str:
+    return "Linear" if pd.isna(shots) else f"{shots:.0f}-shot"
+
+
+def _mean_cell(part: pd.DataFrame) -> str:
+    by_seed = part.groupby("seed")["accuracy"].mean()
+    return tables.cell(by_seed.mean(), spread=by_seed.std())
+
+
+def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, names: list[str], titles: dict[str, str]) -> list[str]:
+    """Against SimSiam on the transfer average, with the thesis's own in a column of their own."""
+    printed = thesis[thesis["dataset"].isin(names)].assign(protocol=lambda t: t["shots"].map(_label))
+    theirs = printed.pivot(index=["protocol", "dataset"], columns="method", values="accuracy")
+    out = [["Method", "Protocol", "Difference", "Thesis's own, at its scale"]]
+    for row in rows.sort_values("method", key=lambda c: c.map(list(titles).index), kind="stable").to_dict("records"):
+        label = _label(row["shots"])
+        own = ""
+        if row["method"] in theirs and label in theirs.index:
+            own = tables.cell((theirs[row["method"]] - theirs[_BASELINE])[label].mean(), sign="+")
+        ours = tables.cell(row["difference"], row["ci95"], row["spread"], sign="+")
+        out.append([titles[row["method"]], label, ours, own])
+    return [
+        f"**Difference to {titles[_BASELINE]}** on the transfer average, in points ± 95 % half-width.",
+        "n-shot: paired, episode by episode. Linear: unpaired, so wider. All in paired.csv.",
+        "The thesis's own: mean over those of these data sets that it prints; other images, steps, network.",
+        "",
+        *_aligned(out),
+    ]
+
+
+def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
+    """One sentence: per protocol, whether each step of the thesis's order lies outside its interval."""
+    words = " > ".join(methods.lookup(name).title for name in paired.ORDER)
+    steps = [
+        averages[(averages["method"] == m) & (averages["against"] == a)] for m, a in itertools.pairwise(paired.ORDER)
+    ]
+    if not all(map(len, steps)):
+        return f"The order {words} on the transfer average cannot be told: a method or every transfer set is missing."
+    found: dict[str, list[str]] = {_SEEN: [], _REVERSED: [], _UNTOLD: []}
+    for shots, part in pd.concat(steps).groupby("shots", sort=False, dropna=False):
+        if (part["difference"] - part["ci95"] > 0).all():
+            verdict = _SEEN
+        else:
+            verdict = _REVERSED if (part["difference"] + part["ci95"] < 0).any() else _UNTOLD
+        found[verdict].append(_label(shots))
+    said = "; ".join(verdict.format(", ".join(where)) for verdict, where in found.items() if where)
+    luck = "the luck of this one training" if seeds == 1 else "the luck of training, beyond the spread shown"
+    return f"The order {words} on the transfer average: {said}. Intervals leave out {luck}."
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, header first, whose columns line up in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return ["| " + " | ".join(row) + " |" for row in (padded[0], rule, *padded[1:])]
