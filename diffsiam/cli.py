@@ -77,6 +77,29 @@ def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
 
 
+def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import summary
+
+    summary.run(args.linear, args.fewshot, args.reference, args.pretrain, args.out)
+
+
+def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import external
+    from diffsiam.report import summary
+
+    cfg = external.Settings(
+        params.section(raw, params.Data),
+        params.section(raw, params.Features),
+        params.section(raw, params.Linear),
+        params.section(raw, params.FewShot),
+        params.section(raw, params.Runtime),
+    )
+    options = {"weights": args.weights, "image_size": args.image_size, "seed": args.seed}
+    external.run(args.encoder, args.data, cfg, args.out, **options)
+    linear, fewshot = ([args.out / part / f"{name}.json" for name in args.data] for part in ("linear", "fewshot"))
+    print(summary.encoder(linear, fewshot, args.out / "summary.md"), end="")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffsiam", description="One stage of the DiffSiam pipeline; `snakemake --cores all tables` runs them all."
@@ -135,6 +158,19 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+
+    sub = stage("summary", _summary, "Put the methods side by side, with paired differences in paired.csv beside it.")
+    for protocol in ("linear", "fewshot"):
+        sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
+    sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
+    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
+
+    sub = stage("evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.")
+    sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
+    sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
+    sub.add_argument("--data", nargs="+", required=True, metavar="NAME", help="data sets to evaluate on")
+    sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224")
+    sub.add_argument("--seed", type=int, default=0, help="for the record")
     return parser
 
 
