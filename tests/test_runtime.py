@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.errors import UserError
-from diffsiam.params import Runtime
 
-CPU = Runtime(device="cpu", precision="auto", threads=2, checkpoint_minutes=5)
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = params.section(params.read(str(ROOT / "workflow" / "presets" / "demo.yaml")), params.Runtime)
+CPU = dataclasses.replace(DEMO, device="cpu")
 
 
 # -------------------------------------------------------------------------------------------------- randomness

@@ -1,0 +1,58 @@
+"""The table of methods says what METHOD.md says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from diffsiam.errors import UserError
+from diffsiam.training import methods
+
+EXPECTED = {  # mask, segment, SimSiam term, trained
+    "untrained": (None, None, False, False),
+    "simsiam": (None, None, True, True),
+    "pdae": ("full", None, False, True),
+    "diti": ("hierarchical", "timestep", False, True),
+    "diffsiam_seq": ("sequential", "extra_steps", True, True),
+    "diffsiam_hier": ("hierarchical", "extra_steps", True, True),
+    "diffsiam_hier_detach": ("hierarchical_detach", "extra_steps", True, True),
+}
+
+
+def test_rows_mask_and_weigh_as_the_method_says() -> None:
+    rows = {name: (m.mask, m.segment, m.ssl, m.trained) for name, m in methods.METHODS.items()}
+    assert rows == EXPECTED
+
+
+def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
+    files = {name: set(m.weights) - {"encoder", "encoder_ema"} for name, m in methods.METHODS.items()}
+    assert files == {
+        "untrained": set(),
+        "simsiam": {"heads"},
+        "pdae": {"decoder_ema"},
+        "diti": {"decoder_ema"},
+        "diffsiam_seq": {"decoder_ema", "heads"},
+        "diffsiam_hier": {"decoder_ema", "heads"},
+        "diffsiam_hier_detach": {"decoder_ema", "heads"},
+    }
+    assert all({"encoder", "encoder_ema"} <= set(m.weights) for m in methods.METHODS.values())
+
+
+def test_titles_are_all_different() -> None:
+    assert len({m.title for m in methods.METHODS.values()}) == len(methods.METHODS)
+
+
+def test_an_unknown_method_is_refused_with_the_list() -> None:
+    assert methods.lookup("pdae") is methods.METHODS["pdae"]
+    with pytest.raises(UserError, match="'diffsiam'") as error:
+        methods.lookup("diffsiam")
+    assert all(name in str(error.value) for name in EXPECTED)
+
+
+def test_the_table_is_read_without_pytorch() -> None:
+    """Snakemake imports it at every start."""
+    code = "import sys, diffsiam.training.methods; print(sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

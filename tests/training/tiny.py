@@ -1,0 +1,63 @@
+"""A data set, parameters and a diffusion model that train in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffsiam import params, runtime
+from diffsiam.models.unet import DiffusionModel
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE = 8
+IMAGES = 20
+OVER: dict[str, Any] = {
+    "diffusion": {
+        "unet": {"channels": [4, 8], "norm_groups": 2, "attention_resolutions": [4], "dropout": 0.0},
+        "steps": 4,
+        "batch_size": 8,
+    },
+    "representation": {"encoder_width": 1, "segments": 4, "steps": 6, "batch_size": 8, "ema_decay": 0.5},
+    "runtime": {"device": "cpu", "precision": "fp32", "threads": 1},
+}
+
+
+def section(cls: type, **changes: Any) -> Any:
+    """One section of the demo's parameters, made tiny, with ``changes``."""
+    name = next(k for k, v in params.SECTIONS.items() if v is cls)
+    demo = str(ROOT / "workflow" / "presets" / "demo.yaml")
+    return params.section(params.read(demo, json.dumps(OVER), json.dumps({name: changes})), cls)
+
+
+def images() -> np.ndarray:
+    """Random pictures (20, 8, 8, 3), uint8."""
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def data(folder: Path) -> Path:
+    """What training reads of a prepared data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "images_train.npy", images())
+    checksum = runtime.sha256(folder / "images_train.npy")
+    runtime.write_json(folder / "meta.json", {"image_size": SIDE, "sha256": {"images_train.npy": checksum}})
+    return folder
+
+
+def diffusion_model() -> DiffusionModel:
+    """A frozen model with random weights, none of them zero."""
+    torch.manual_seed(5)
+    model = DiffusionModel.create(section(params.Diffusion).unet, SIDE)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    return model.eval().requires_grad_(False)
+
+
+def saved_diffusion_model(folder: Path) -> Path:
+    model = diffusion_model()
+    model.save(folder, model.state_dict())
+    return folder
