@@ -1,0 +1,145 @@
+"""Paired differences, by hand and against SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from diffsiam.errors import UserError
+from diffsiam.report import paired
+from tests.report import small_results
+
+# Differences over the four episodes, 5 points a query: seed 0 10, 0, 20, 10; seed 1 0, 20, 0, 40; mean 5, 10, 10, 25.
+CORRECT = {
+    ("simsiam", 0): [10, 12, 8, 10],
+    ("simsiam", 1): [12, 12, 10, 10],
+    ("diffsiam_hier", 0): [12, 12, 12, 12],
+    ("diffsiam_hier", 1): [12, 16, 10, 18],
+}
+SEEDS, TRANSFER = (0, 1), ("digits", "photos")
+
+
+def linear(methods: tuple[str, ...] = ("simsiam", "diffsiam_hier"), datasets: tuple[str, ...] = TRANSFER) -> list[dict]:
+    return [
+        small_results.linear(m, d, s, 40.0 + 3 * methods.index(m) + s) for m in methods for d in datasets for s in SEEDS
+    ]
+
+
+def fewshot(datasets: tuple[str, ...] = TRANSFER) -> list[dict]:
+    """``photos`` has half the differences of the others, the pretraining set a hundred times as much."""
+    out = []
+    for dataset in datasets:
+        for (method, seed), counts in CORRECT.items():
+            base = CORRECT["simsiam", seed]
+            scale = {"photos": 0.5, "sprites": 100}.get(dataset, 1)
+            scaled = [round(b + scale * (c - b)) for b, c in zip(base, counts, strict=True)]
+            out.append(small_results.fewshot(method, dataset, seed, {"1": scaled}))
+    return out
+
+
+def select(frame: pd.DataFrame, **where: str) -> pd.DataFrame:
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+HIER = {"method": "diffsiam_hier", "against": "simsiam"}
+
+
+def test_few_shot_differences_by_hand() -> None:
+    frame = paired.table(linear(), fewshot(), "sprites")
+    found = select(frame, protocol="fewshot", dataset="digits", **HIER).set_index("seed")
+    assert list(found.index) == ["0", "1", "all"]
+    assert found["difference"].tolist() == pytest.approx([10, 15, 12.5])
+    # Population deviations over episodes: sqrt 50, sqrt 275, sqrt 56.25; half-widths 1.96 / sqrt 4 of them.
+    assert found["ci95"].tolist() == pytest.approx([0.98 * 50**0.5, 0.98 * 275**0.5, 0.98 * 7.5])
+    assert found["spread"].tolist() == pytest.approx([np.nan, np.nan, 12.5**0.5], nan_ok=True)
+    assert set(found["interval"]) == {"paired"}
+    assert set(found["shots"]) == {1}
+
+
+def test_transfer_average_leaves_the_pretraining_set_out() -> None:
+    datasets = ("sprites", *TRANSFER)
+    frame = paired.table(linear(datasets=datasets), fewshot(datasets), "sprites")
+    found = select(frame, protocol="fewshot", dataset=paired.AVERAGE, **HIER).set_index("seed")
+    assert found["difference"].tolist() == pytest.approx([7.5, 11.25, 9.375])  # the mean of d and d / 2
+    own = np.array([0.98 * 50**0.5, 0.98 * 275**0.5, 0.98 * 7.5])
+    assert found["ci95"].tolist() == pytest.approx((own * (1 + 0.25) ** 0.5 / 2).tolist())
+    assert found["spread"]["all"] == pytest.approx(3.75 / 2**0.5)
+    assert len(select(frame, dataset="sprites", **HIER)) == 2 * 3  # but in rows of its own
+    alone = paired.table(linear(datasets=("sprites",)), fewshot(("sprites",)), "sprites")
+    assert paired.AVERAGE not in set(alone["dataset"])
+
+
+def test_linear_intervals_are_unpaired_and_named_so() -> None:
+    results = linear()
+    for result in results:
+        result["ci95"] = {"simsiam": 0.3, "diffsiam_hier": 0.4}[result["method"]] * (1 + result["seed"])
+    found = select(paired.table(results, fewshot(), "sprites"), protocol="linear", **HIER)
+    digits = select(found, dataset="digits").set_index("seed")
+    assert digits["difference"].tolist() == pytest.approx([3, 3, 3])
+    assert digits["ci95"].tolist() == pytest.approx([0.5, 1.0, 0.75])
+    assert digits["spread"]["all"] == pytest.approx(0)
+    average = select(found, dataset=paired.AVERAGE).set_index("seed")
+    assert average["ci95"].tolist() == pytest.approx([0.5 / 2**0.5, 1 / 2**0.5, 0.75 / 2**0.5])
+    assert set(found["interval"]) == {"unpaired"}
+    assert found["shots"].isna().all()
+
+
+def test_episode_differences_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 76, (2, 3, 500)) / 0.75
+    found = paired.paired(x, y)
+    for seed in range(3):
+        assert found.differences[seed] == pytest.approx(x[seed].mean() - y[seed].mean())
+        assert found.ci95[seed] == pytest.approx(1.96 * scipy.stats.sem(x[seed] - y[seed], ddof=0))
+    assert found.pooled == pytest.approx(1.96 * scipy.stats.sem(x.mean(axis=0) - y.mean(axis=0), ddof=0))
+    assert found.spread == pytest.approx(np.std(x.mean(axis=1) - y.mean(axis=1), ddof=1))
+
+
+def test_what_is_common_to_an_episode_drops_out() -> None:
+    hard = np.random.default_rng(0).normal(50, 10, (1, 2000))
+    found = paired.paired(hard + 1, hard)
+    assert found.differences[0] == pytest.approx(1)
+    assert found.pooled == pytest.approx(0, abs=1e-9)  # two separate intervals would be 0.44 wide each
+
+
+def test_turning_a_comparison_round_turns_its_sign() -> None:
+    frame = paired.table(linear(("untrained", "simsiam")), [
+        r | {"method": {"diffsiam_hier": "untrained"}.get(r["method"], r["method"])} for r in fewshot()
+    ], "sprites")  # fmt: skip
+    one = select(frame, method="simsiam", against="untrained")
+    other = select(frame, method="untrained", against="simsiam")
+    assert len(one) == len(other) == 2 * 3 * 3
+    assert one["difference"].tolist() == pytest.approx((-other["difference"]).tolist())
+    assert one["ci95"].tolist() == pytest.approx(other["ci95"].tolist())
+
+
+def test_pairs_are_those_against_the_baselines_and_the_steps_of_the_order() -> None:
+    methods = ("untrained", "simsiam", "diffsiam_seq", "diffsiam_hier")
+    episodes = [small_results.fewshot(m, "digits", s, {"5": [3, 4]}) for m in methods for s in SEEDS]
+    frame = paired.table(linear(methods, ("digits",)), episodes, "sprites")
+    assert set(zip(frame["method"], frame["against"], strict=True)) == {
+        ("simsiam", "untrained"), ("diffsiam_seq", "untrained"), ("diffsiam_hier", "untrained"),
+        ("untrained", "simsiam"), ("diffsiam_seq", "simsiam"), ("diffsiam_hier", "simsiam"),
+        ("diffsiam_hier", "diffsiam_seq"),
+    }  # fmt: skip
+    assert not frame.duplicated(["protocol", "shots", "method", "against", "dataset", "seed"]).any()
+
+
+def test_a_missing_result_is_named() -> None:
+    with pytest.raises(UserError, match="no few-shot result of diffsiam_hier on photos at seed 1, one of 1 missing"):
+        paired.table(linear(), fewshot()[:-1], "sprites")
+    with pytest.raises(UserError, match="no linear result of simsiam on digits at seed 0, one of 4"):
+        paired.table([r for r in linear() if r["method"] != "simsiam"], fewshot(), "sprites")
+
+
+def test_different_episodes_are_refused() -> None:
+    results = fewshot()
+    results[2] = small_results.fewshot("diffsiam_hier", "digits", 0, {"1": [3, 4, 5]})
+    with pytest.raises(
+        UserError, match=r"5 ways, 4 queries, (3|4) episodes, shots 1; 5 ways, 4 queries, (3|4) episodes"
+    ):
+        paired.table(linear(), results, "sprites")

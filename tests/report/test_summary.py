@@ -1,0 +1,135 @@
+"""The summary: averages, the thesis's own differences and the sentence on its order, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from diffsiam import cli
+from diffsiam.report import summary
+from tests.report import small_results
+
+REFERENCES = sorted((Path(__file__).resolve().parents[2] / "workflow" / "reference").glob("thesis_table4_*.csv"))
+METHODS = ("simsiam", "diffsiam_seq", "diffsiam_hier")
+DATASETS = ("CIFAR10", "CIFAR100", "Flowers")  # pretrained on the first; the thesis prints no few-shot for the last
+SEEDS = (0, 1)
+
+
+def results(correct: dict[str, list[int]], methods: tuple[str, ...] = METHODS) -> tuple[list[dict], list[dict]]:
+    """Linear and 1-shot results; ``correct`` per episode are the same for every data set and seed."""
+    linear, fewshot = [], []
+    for i, method in enumerate(methods):
+        for d, dataset in enumerate(DATASETS):
+            for seed in SEEDS:
+                linear.append(
+                    small_results.linear(method, dataset, seed, 40 + i + 10 * d + 2 * seed, knn=30 + i + 10 * d)
+                )
+                fewshot.append(small_results.fewshot(method, dataset, seed, {"1": correct[method]}))
+    return linear, fewshot
+
+
+CORRECT = {"simsiam": [8, 10, 8, 10], "diffsiam_seq": [9, 11, 9, 12], "diffsiam_hier": [11, 13, 11, 14]}
+
+
+def make(tmp_path: Path, correct: dict[str, list[int]] = CORRECT, methods: tuple[str, ...] = METHODS) -> str:
+    linear, fewshot = results(correct, methods)
+    paths = small_results.write(tmp_path / "linear", linear), small_results.write(tmp_path / "fewshot", fewshot)
+    summary.run(*paths, REFERENCES, "CIFAR10", tmp_path / "summary.md")
+    return (tmp_path / "summary.md").read_text()
+
+
+def test_averages_by_hand(tmp_path: Path) -> None:
+    text = make(tmp_path)
+    found = small_results.rows(text)
+    # Linear, all: 40, 50, 60 and two more at seed 1: 50, 52. Transfer: 55, 57. k-NN 35 + i. 1-shot: 9 of 20.
+    assert found["Method",] == ["Linear, all", "Linear", "k-NN", "1-shot"]
+    assert found["SimSiam",] == ["51.00 (1.41)", "56.00 (1.41)", "45.00 (0.00)", "45.00 (0.00)"]
+    assert found["DiffSiam hier.",] == ["53.00 (1.41)", "58.00 (1.41)", "47.00 (0.00)", "61.25 (0.00)"]
+    assert "mean over the transfer sets: CIFAR100, Flowers." in text
+    assert "Seeds: 0, 1; standard deviation over seeds in parentheses." in text
+
+
+def test_differences_stand_beside_the_thesis_own(tmp_path: Path) -> None:
+    found = small_results.rows(make(tmp_path))
+    # Linear: one and two points; half-widths sqrt(0.5^2 + 0.5^2) per data set, over sqrt 2 on the average of two.
+    # Thesis: CIFAR100 57.73 - 50.48 = 7.25 and Flowers 54.822 - 46.285 = 8.537, mean 7.8935.
+    assert found["DiffSiam hier.", "Linear"] == ["+2.00 ± 0.50 (0.00)", "+7.89"]
+    # 1-shot: 3, 3, 3, 4 queries are 15, 15, 15, 20 points: deviation sqrt(4.6875), 1.96 / 2 / sqrt 2 of it.
+    # Thesis: CIFAR100 alone, 46.22 - 39.54.
+    assert found["DiffSiam hier.", "1-shot"] == ["+16.25 ± 1.50 (0.00)", "+6.68"]
+    # (56.5 - 50.48 + 55.433 - 46.285) / 2; 45.09 - 39.54.
+    assert found["DiffSiam seq.", "Linear"] == ["+1.00 ± 0.50 (0.00)", "+7.58"]
+    assert found["DiffSiam seq.", "1-shot"][1] == "+5.55"
+
+
+def test_a_method_that_the_thesis_does_not_print_has_an_empty_cell(tmp_path: Path) -> None:
+    found = small_results.rows(make(tmp_path, CORRECT | {"untrained": [5, 5, 5, 5]}, ("untrained", *METHODS)))
+    assert found["Untrained", "1-shot"][0].startswith("-20.00 ±")
+    assert found["Untrained", "1-shot"][1] == found["Untrained", "Linear"][1] == ""
+
+
+def sentence(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("seq", "hier", "verdict"),
+    [
+        ([9, 11, 9, 12], [11, 13, 11, 14], "seen in Linear, 1-shot"),
+        ([9, 11, 9, 12], [9, 11, 10, 11], "seen in Linear; cannot be told in 1-shot (an interval holds zero)"),
+        ([9, 11, 9, 12], [7, 9, 7, 10], "seen in Linear; not seen in 1-shot (a step is reversed)"),
+        ([6, 8, 6, 8], [12, 14, 12, 14], "seen in Linear; not seen in 1-shot (a step is reversed)"),
+        ([8, 10, 8, 10], [9, 11, 9, 11], "seen in Linear; cannot be told in 1-shot (an interval holds zero)"),
+    ],
+    ids=["seen", "hier ties", "hier below seq", "seq below simsiam", "seq equals simsiam"],
+)
+def test_the_order_is_read_off_the_intervals(tmp_path: Path, seq: list[int], hier: list[int], verdict: str) -> None:
+    text = make(tmp_path, CORRECT | {"diffsiam_seq": seq, "diffsiam_hier": hier})
+    assert sentence(text) == (
+        f"The order DiffSiam hier. > DiffSiam seq. > SimSiam on the transfer average: {verdict}. "
+        "Intervals leave out the luck of training, beyond the spread shown."
+    )
+
+
+def test_the_order_cannot_be_told_without_its_methods(tmp_path: Path) -> None:
+    assert "cannot be told: a method or every transfer set is missing" in sentence(make(tmp_path, methods=METHODS[:2]))
+
+
+def test_it_fits_a_terminal(tmp_path: Path) -> None:
+    *lines, last = make(tmp_path).splitlines()
+    assert max(map(len, lines)) <= 110
+    tables = [{line.index("|", 5) for line in lines if line.startswith(start)} for start in ("| Sim", "| Diff")]
+    assert all(len(columns) == 1 for columns in tables)  # columns line up
+    assert len(last) < 250
+
+
+def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    linear, fewshot = results(CORRECT)
+    files = [small_results.write(tmp_path / "l", linear), small_results.write(tmp_path / "f", fewshot), REFERENCES]
+    options = ["--linear", *files[0], "--fewshot", *files[1], "--reference", *files[2], "--pretrain", "CIFAR10"]
+    command = ["summary", *map(str, options), "--params", "{}", "--out", str(tmp_path / "summary.md")]
+    assert cli.main(command) == 0
+    assert (tmp_path / "summary.md").read_text() == make(tmp_path)
+    assert list(pd.read_csv(tmp_path / "paired.csv")) == [
+        "protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "interval", "spread",
+    ]  # fmt: skip
+    command.remove(str(files[0][0]))
+    assert cli.main(command) == 2
+    assert "no linear result of simsiam on CIFAR10 at seed 0" in capsys.readouterr().err
+
+
+def test_one_encoder_has_a_row_per_data_set(tmp_path: Path) -> None:
+    linear = [small_results.linear("net", d, 0, a, 0.75, knn=a - 10) for d, a in (("digits", 90.0), ("photos", 60.0))]
+    fewshot = [small_results.fewshot("net", d, 0, {"1": [c], "5": [c + 2]}) for d, c in (("digits", 10), ("photos", 8))]
+    paths = small_results.write(tmp_path / "l", linear), small_results.write(tmp_path / "f", fewshot)
+    text = summary.encoder(*paths, tmp_path / "summary.md")
+    assert small_results.rows(text) == {
+        ("Data set",): ["Linear", "k-NN", "1-shot", "5-shot"],
+        ("--------",): ["-----------:", "----:", "-----------:", "-----------:"],
+        ("digits",): ["90.00 ± 0.75", "80.00", "50.00 ± 0.50", "60.00 ± 0.50"],
+        ("photos",): ["60.00 ± 0.75", "50.00", "40.00 ± 0.50", "50.00 ± 0.50"],
+        ("Avg.",): ["75.00", "65.00", "45.00", "55.00"],
+    }
+    assert (tmp_path / "summary.md").read_text() == text

@@ -1,0 +1,145 @@
+"""Tables 4.1 and 4.2 over three seeds, every cell worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from diffsiam.report import tables
+from tests.report import small_results
+
+REFERENCE = Path(__file__).resolve().parents[2] / "workflow" / "reference"
+COUNTS = {"CIFAR10": (50_000, 10_000), "DTD": (3_760, 1_880)}  # published
+# Mean and, in parentheses, root of the sum of squares over (3 - 1):
+#   SimSiam  CIFAR10 50, 52, 54: 52 (2)   DTD 20, 20, 26: 22 (sqrt 12)   averages 35, 36, 40: 37 (sqrt 7)
+#   hier.    CIFAR10 54, 56, 58: 56 (2)   DTD 20, 21, 22: 21 (1)         averages 37, 38.5, 40: 38.5 (1.5)
+ACCURACIES = {
+    ("diffsiam_hier", "CIFAR10"): (54, 56, 58),
+    ("diffsiam_hier", "DTD"): (20, 21, 22),
+    ("simsiam", "CIFAR10"): (50, 52, 54),
+    ("simsiam", "DTD"): (20, 20, 26),
+}
+CI95 = (0.3, 0.4, 0.8)  # mean 0.5
+
+
+def make(tmp_path: Path, table: str, results: list[dict], train: dict[str, int]) -> Path:
+    """Write a table of ``results``; ``train`` counts the training images."""
+    out = tmp_path / f"table{table}.csv"
+    metas, configs = [], []
+    for name, count in train.items():
+        metas.append(tmp_path / f"{name}.json")
+        metas[-1].write_text(json.dumps({"dataset": name, "counts": {"train": count, "test": COUNTS[name][1]}}))
+    for method, seed in {(r["method"], r["seed"]) for r in results}:
+        facts = {"method": method, "seed": seed, "encoder_width": 32, "dim": 256, "segments": 32, "image_size": 32}
+        training = {"steps": 1500, "batch_size": 128, "diffusion_weight": 100.0, "ssl_weight": 1.0}
+        configs.append(tmp_path / f"{method}-{seed}.config.json")
+        configs[-1].write_text(json.dumps(facts | {"params": {"representation": training}}))
+    paths = small_results.write(tmp_path / "results", results)
+    tables.run(table, paths, metas, configs, REFERENCE / f"thesis_table{table}.csv", out)
+    return out
+
+
+def linear(seeds: int = 3) -> list[dict]:
+    return [
+        small_results.linear(method, dataset, seed, accuracy)
+        for (method, dataset), values in ACCURACIES.items()
+        for seed, accuracy in enumerate(values[:seeds])
+    ]
+
+
+def fewshot() -> list[dict]:
+    """1-shot as above, 5-shot ten points more."""
+    out = []
+    for (method, dataset), values in ACCURACIES.items():
+        for seed, accuracy in enumerate(values):
+            result = small_results.fewshot(method, dataset, seed, {"1": [0], "5": [0]}, CI95[seed])
+            for n, more in (("1", 0), ("5", 10)):
+                result["shots"][n]["accuracy"] = accuracy + more
+            out.append(result)
+    return out
+
+
+SUBSET = {"CIFAR10": 50_000, "DTD": 1_000}
+
+
+def test_linear_table_of_three_seeds(tmp_path: Path) -> None:
+    out = make(tmp_path, "4_1", linear(), SUBSET)
+    assert [line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("|")] == [
+        "|  | CIFAR10 | DTD | Avg. |",
+        "|---|---:|---:|---:|",
+        "| SimSiam | 52.00 (2.00) | **22.00 (3.46)** | 37.00 (2.65) |",
+        "| DiffSiam hier. | **56.00 (2.00)** | 21.00 (1.00) | **38.50 (1.50)** |",
+        "| SimSiam (thesis) | 90.98 |  |  |",
+        "| DiffSiam hier. (thesis) | 90.88 |  |  |",
+    ]
+    assert [line for line in out.with_suffix(".tex").read_text().splitlines() if " & " in line] == [
+        r" & CIFAR10 & DTD & Avg. \\ \hline",
+        r"SimSiam & 52.00 (2.00) & \textbf{22.00 (3.46)} & 37.00 (2.65) \\",
+        r"DiffSiam hier. & \textbf{56.00 (2.00)} & 21.00 (1.00) & \textbf{38.50 (1.50)} \\",
+        r"SimSiam (thesis) & 90.98 &  &  \\",
+        r"DiffSiam hier. (thesis) & 90.88 &  &  \\",
+    ]
+
+
+def test_few_shot_table_of_three_seeds(tmp_path: Path) -> None:
+    out = make(tmp_path, "4_2", fewshot(), SUBSET)
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("| S", "| D")) or line.endswith("-shot")] == [
+        "1-shot",
+        "| SimSiam | 52.00 ± 0.50 (2.00) | **22.00 ± 0.50 (3.46)** | 37.00 (2.65) |",
+        "| DiffSiam hier. | **56.00 ± 0.50 (2.00)** | 21.00 ± 0.50 (1.00) | **38.50 (1.50)** |",
+        "| SimSiam (thesis) | 37.44 |  |  |",
+        "| DiffSiam hier. (thesis) | 43.20 |  |  |",
+        "5-shot",
+        "| SimSiam | 62.00 ± 0.50 (2.00) | **32.00 ± 0.50 (3.46)** | 47.00 (2.65) |",
+        "| DiffSiam hier. | **66.00 ± 0.50 (2.00)** | 31.00 ± 0.50 (1.00) | **48.50 (1.50)** |",
+        "| SimSiam (thesis) | 70.48 |  |  |",
+        "| DiffSiam hier. (thesis) | 74.05 |  |  |",
+    ]
+    tex = out.with_suffix(".tex").read_text()
+    assert r"SimSiam & 62.00 $\pm$ 0.50 (2.00) & \textbf{32.00 $\pm$ 0.50 (3.46)} & 47.00 (2.65) \\" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+
+
+def test_csv_holds_every_seed_and_the_thesis_only_where_counts_match(tmp_path: Path) -> None:
+    frame = pd.read_csv(make(tmp_path, "4_2", fewshot(), SUBSET))
+    assert list(frame) == [
+        "shots", "method", "dataset", "seed", "accuracy", "std", "ci95", "episodes", "thesis_accuracy", "thesis_ci95",
+    ]  # fmt: skip
+    assert len(frame) == 2 * 2 * 2 * 3
+    assert frame["seed"].value_counts().to_dict() == {0: 8, 1: 8, 2: 8}
+    printed = frame[frame["dataset"] == "CIFAR10"]
+    assert set(zip(printed["shots"], printed["method"], printed["thesis_accuracy"], strict=True)) == {
+        (1, "simsiam", 37.44), (1, "diffsiam_hier", 43.2), (5, "simsiam", 70.48), (5, "diffsiam_hier", 74.05),
+    }  # fmt: skip
+    assert frame[frame["dataset"] == "DTD"]["thesis_accuracy"].isna().all()
+
+
+def test_thesis_has_an_average_where_it_has_every_data_set(tmp_path: Path) -> None:
+    out = make(tmp_path, "4_1", linear(), {name: train for name, (train, _) in COUNTS.items()})
+    # (90.98 + 34.096) / 2 and (90.88 + 35.479) / 2
+    text = out.with_suffix(".md").read_text()
+    assert "| SimSiam (thesis) | 90.98 | 34.10 | 62.54 |" in text
+    assert "| DiffSiam hier. (thesis) | 90.88 | 35.48 | 63.18 |" in text
+
+
+def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:
+    out = make(tmp_path, "4_1", linear(seeds=1), {"CIFAR10": 49_999, "DTD": 1_000})
+    text = out.with_suffix(".md").read_text()
+    assert "| SimSiam | 50.00 | **20.00** | 35.00 |" in text  # equal on DTD: both are best
+    assert "| DiffSiam hier. | **54.00** | **20.00** | **37.00** |" in text
+    assert "one seed: differences between methods include the luck" in text
+    assert "(thesis)" not in text
+    assert "thesis's numbers are left out" in text
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [((1.005,), "1.00"), ((52.0, 0.5), "52.00 ± 0.50"), ((52.0, None, 2.0), "52.00 (2.00)"),
+     ((52.0, float("nan"), float("nan")), "52.00")],
+)  # fmt: skip
+def test_a_cell_leaves_out_what_is_not_there(parts: tuple, text: str) -> None:
+    assert tables.cell(*parts) == text
