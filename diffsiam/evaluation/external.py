@@ -217,6 +217,8 @@ def _fill(model: nn.Module, path: Path, classifiers: Iterable[str]) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     """A state dict, from safetensors or from a file of torch.save's that holds nothing but tensors."""
+    if not path.is_file():
+        raise UserError(f"--weights {path}: no such file.")
     if path.suffix == ".safetensors":
         return runtime.load_weights(path)
     try:

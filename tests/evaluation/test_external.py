@@ -280,11 +280,13 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch) -> None:
 
 def test_timm_network_gives_its_pooled_features(tmp_path) -> None:
     timm = pytest.importorskip("timm", reason="timm is optional: `pip install timm`")
-    model = timm.create_model("efficientnet_lite0", pretrained=False).eval()  # takes means and deviations of 0.5
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()  # takes means and deviations of 0.5
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    found = external.load("timm:efficientnet_lite0", str(tmp_path / "w.pth"), 32)
+    found = external.load("timm:tf_efficientnet_lite0", str(tmp_path / "w.pth"), 32)
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     torch.testing.assert_close(found.model(x), expected)
-    with pytest.raises(UserError, match=r"no such network. Near it: .*efficientnet_lite0"):
-        external.load("timm:eficientnet_lite0", None, None)
+    with pytest.raises(UserError, match=r"--weights .*nowhere.safetensors: no such file"):
+        external.load("timm:tf_efficientnet_lite0", str(tmp_path / "nowhere.safetensors"), None)
+    with pytest.raises(UserError, match=r"no such network. Near it: .*tf_efficientnet_lite0"):
+        external.load("timm:tf_eficientnet_lite0", None, None)
