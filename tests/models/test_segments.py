@@ -100,6 +100,11 @@ def test_staged_widths_of_diti() -> None:
     assert widths[:7] == [2, 2, 2, 4, 8, 8, 9]
 
 
+def test_a_segment_whose_first_step_opens_a_stage_belongs_to_it() -> None:
+    """Of 64 segments the second begins at step 16, the first whole number from 15.625 on."""
+    assert segments.staged_edges(512, 64, 1000, (16, 1000), (8, 504)).tolist()[:3] == [0, 8, 16]
+
+
 def test_one_stage_is_equal_widths() -> None:
     assert torch.equal(segments.staged_edges(512, 64, 1000, (1000,), (512,)), segments.even_edges(512, 64))
 
