@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: table test test-fast lint bench
+.PHONY: table test test-fast lint bench restore
 .DEFAULT_GOAL := table
 
 $(READY): requirements.lock pyproject.toml
@@ -32,3 +32,6 @@ lint: $(READY)  ## style and types
 
 bench: $(READY)  ## speed as ratios, into results/benchmarks.csv
 	$(BIN)/python -m tests.benchmarks.run
+
+restore: $(READY)  ## take over results that are here without Snakemake's records (docs/dvc.md)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/restore.sh

@@ -17,6 +17,9 @@ include: "workflow/rules/diffusion.smk"
 include: "workflow/rules/representation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/metrics.smk"
+include: "workflow/rules/targets.smk"
+include: "workflow/rules/guard.smk"
 
 
 localrules:
@@ -29,3 +32,4 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
+        rules.metrics.output,

@@ -1,0 +1,26 @@
+# Files and records must agree before anything is planned; see diffsiam/records.py. Included after all rules.
+import atexit
+
+import snakemake.persistence
+
+from diffsiam import records
+
+# Jobs run the package of this checkout, wherever `pip install -e` pointed: the digests in the records are of its code.
+os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))}
+
+
+def made():
+    """Outputs of rules that exist."""
+    patterns = [pattern for rule in workflow.rules for pattern in rule.output]
+    files = (path.as_posix() for path in Path("results").rglob("*") if path.is_file())
+    return [file for file in files if any(pattern.match(file) for pattern in patterns)]
+
+
+if workflow.is_main_process:
+    records.clear_dead_locks()
+    try:
+        records.check(made(), snakemake.persistence.RECORD_FORMAT_VERSION)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
+    atexit.register(lambda: records.seal(made()))

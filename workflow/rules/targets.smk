@@ -1,0 +1,33 @@
+# One name per level of the DAG, and per method where a level repeats: the stages of dvc.yaml ask for these.
+# A level is complete with every file that its rules leave, whether another rule reads it or not.
+from snakemake.io import strip_wildcard_constraints
+
+LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
+EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
+
+
+rule data_sets:
+    input:
+        expand(LEAVES["data"], dataset=sorted({config["pretrain"], *config["transfer"]})),
+
+
+rule diffusion_model:
+    input:
+        expand(LEAVES["diffusion"], pretrain=config["pretrain"]),
+
+
+for name in config["methods"]:
+
+    rule:
+        name:
+            f"representation@{name}"
+        input:
+            expand(LEAVES[f"representation_{name}"], **EVERY),
+
+    for level in ("features", "linear", "fewshot"):
+
+        rule:
+            name:
+                f"{level}@{name}"
+            input:
+                expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"]),
