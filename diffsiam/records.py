@@ -162,7 +162,7 @@ def _untouched(output: str, record: dict[str, Any]) -> bool:
 
 
 def _message(unknown: list[str], changed: list[str]) -> str:
-    parts = ["Files in results/ and Snakemake's records of them (.snakemake/metadata) disagree, so nothing was planned."]
+    parts = ["Files in results/ and Snakemake's records of them (.snakemake/metadata) disagree: nothing was planned."]
     if changed:
         parts += [
             f"Not what the record says, because edited, damaged or of another commit: {_names(changed)}\n"

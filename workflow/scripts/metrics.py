@@ -40,7 +40,8 @@ def main() -> None:
     args.metrics.write_text(json.dumps({k: nested(with_average(v)) for k, v in tables.items()}, indent=1) + "\n")
     rows = [[f"{dataset} {method}", value] for (dataset, method), value in tables["linear"].items()]
     write_csv(args.accuracy, ["encoder", "accuracy"], rows)
-    losses = means(((int(r["step"]), path.parts[-3]), float(r["loss"])) for path in args.history for r in read_csv(path))
+    rows = ((path.parts[-3], r) for path in args.history for r in read_csv(path))
+    losses = means(((int(r["step"]), method), float(r["loss"])) for method, r in rows)
     validation = means(((math.log10(v["l2"]), r["method"]), v["accuracy"]) for r in linear for v in r["validation"])
     methods = list(dict.fromkeys(r["method"] for r in linear))
     write_wide(args.loss, "step", losses, methods)
