@@ -6,6 +6,7 @@ weights, optimiser, averages, records and step number, and a stopped run resumes
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 import sys
@@ -115,9 +116,13 @@ def step_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray
     start, stop = step * batch_size, (step + 1) * batch_size
     pieces = []
     for epoch in range(start // size, (stop - 1) // size + 1):
-        order = runtime.rng(seed, "order", epoch).permutation(size)
-        pieces.append(order[max(start - epoch * size, 0) : stop - epoch * size])
+        pieces.append(_permutation(size, seed, epoch)[max(start - epoch * size, 0) : stop - epoch * size])
     return np.concatenate(pieces)
+
+
+@functools.lru_cache(maxsize=2)  # a step seldom needs more than two, and three million images take long to shuffle
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return runtime.rng(seed, "order", epoch).permutation(size)
 
 
 def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
@@ -143,18 +148,17 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
     write_events = _events(plan, here)
     rows = here.rows(plan.batch_size)
     progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step, quiet=not here.first)
-    saved, record_began = time.monotonic(), time.monotonic()
+    saved, record_began, timed_from = time.monotonic(), time.monotonic(), run.counted  # of the record under way
     with _stop_requests() as requests:
         while run.step < plan.steps:
             parts = _step(task, plan, run, parameters, rows)
             run.add(parts)
             if run.step % every == 0 or run.step == plan.steps:
                 now = time.monotonic()
-                rate = run.counted * plan.batch_size / (now - record_began)
-                row = run.record(rate)
-                record_began = now
+                row = run.record((run.counted - timed_from) * plan.batch_size / (now - record_began))
+                record_began, timed_from = now, 0
                 write_events(row)
-                _guard(task, plan, run.history)
+                _guard(task, plan, run.history, here)
                 progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
             stop, due = here.any(bool(requests), time.monotonic() - saved > 60 * plan.checkpoint_minutes)
             if stop or due:
@@ -213,13 +217,13 @@ def _events(plan: Plan, here: World) -> Callable[[dict[str, float]], None]:
     return write
 
 
-def _guard(task: Task, plan: Plan, history: list[dict[str, float]]) -> None:
+def _guard(task: Task, plan: Plan, history: list[dict[str, float]], here: World) -> None:
     row, before = history[-1], history[-2] if len(history) > 1 else None
     if not math.isfinite(row["loss"]):
         parts = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
         raise _diverged(task, plan, f"the loss is not finite at step {row['step']:.0f} ({parts})")
     for name, (limit, message) in task.warnings.items():
-        if row[name] < limit and (before is None or before[name] >= limit):
+        if here.first and row[name] < limit and (before is None or before[name] >= limit):
             print(
                 f"{task.name}: warning at step {row['step']:.0f}: {message} ({row[name]:.3f})",
                 file=sys.stderr,
@@ -318,7 +322,8 @@ class _Run:
             average.load(state["averages"][name])
         self.step, self.history = state["step"], state["history"]
         self.sums, self.counted = state["sums"], state["counted"]
-        print(f"resuming from {path} at step {self.step}", file=sys.stderr)
+        if self.here.first:
+            print(f"resuming from {path} at step {self.step}", file=sys.stderr)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
