@@ -36,5 +36,7 @@ def threads() -> int:
 def over_blocks(function: Callable[[int, int], Any], items: int, block: int) -> list[Any]:
     """``function(start, stop)`` for blocks that cover ``range(items)``, on all threads; results in order."""
     starts = range(0, items, block)
+    if len(starts) == 1:
+        return [function(0, items)]
     with ThreadPoolExecutor(threads()) as pool:
         return list(pool.map(lambda start: function(start, min(start + block, items)), starts))

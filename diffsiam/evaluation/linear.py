@@ -1,15 +1,14 @@
 """Linear probe by the thesis's protocol (Table 4.1; METHOD.md section 5).
 
 Multinomial logistic regression with an L2 penalty on the weights (not on the intercept), in the sum-of-losses
-convention: ``sum_i CE(W x_i + b, y_i) + penalty / 2 |W|^2``, scikit-learn's ``C = 1 / penalty``. The penalty is
-chosen on validation images, the model fitted again on all training images and scored on the test images.
+convention: scikit-learn's ``C = 1 / penalty``. The penalty is chosen on validation images, the model fitted again
+on all training images and scored on the test images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,127 +16,129 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffsiam import params
-from diffsiam.evaluation import knn, metrics, store
+from diffsiam.evaluation import knn, logistic, metrics, store
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """A fitted model.
+class Choice:
+    """What the validation images say.
 
     Attributes:
-        weights: (d, classes); intercept: (classes,).
-        iterations: steps of the solver.
-        gradient: largest entry of the gradient of the mean loss, penalty included.
-        converged: ``gradient`` is below the tolerance asked for.
+        curve: one entry per penalty, falling: l2, validation accuracy in percent, steps, convergence.
+        model: the fit of the chosen penalty.
+        at_edge: the chosen penalty is the smallest or largest of the grid: a wider one might do better.
     """
 
-    weights: NDArray[np.float64]
-    intercept: NDArray[np.float64]
-    iterations: int
-    gradient: float
-    converged: bool
-
-    def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Labels (N,) of features (N, d)."""
-        return (x @ self.weights.astype(x.dtype) + self.intercept.astype(x.dtype)).argmax(axis=1)
+    curve: list[dict[str, Any]]
+    model: logistic.Fit
+    at_edge: bool
 
 
-def path(
-    x: NDArray[np.float32], y: NDArray[np.int64], classes: int, penalties: NDArray[np.float64], tolerance: float
-) -> Iterator[Fit]:
-    """Fits for each of the penalties, each started from the one before.
+def choose(
+    x: Features, y: Labels, validation: Features, labels: Labels, classes: int, cfg: params.Linear, metric: str
+) -> Choice:
+    """Fit (N, d) features ``x`` with labels ``y`` for every penalty, and take the one with the best score on
+    ``validation``; of equals, the largest penalty."""
+    penalties = np.geomspace(cfg.penalty_max, cfg.penalty_min, cfg.penalties)
+    curve: list[dict[str, Any]] = []
+    best, model = -1.0, None
+    for fit in logistic.path(x, y, classes, penalties, cfg.tolerance):
+        counts = metrics.confusion(labels, fit.predict(validation), classes)
+        accuracy = metrics.score(counts, metric).accuracy
+        curve.append(
+            {"l2": fit.penalty, "accuracy": accuracy, "iterations": fit.iterations, "converged": fit.converged}
+        )
+        if accuracy > best:
+            best, model = accuracy, fit
+    assert model is not None  # a grid has at least one penalty
+    at_edge = len(penalties) > 1 and model.penalty in (penalties[0], penalties[-1])
+    return Choice(curve, model, bool(at_edge))
+
+
+def accuracy(
+    train: Features,
+    labels: Labels,
+    validation: NDArray[np.int64],
+    test: Features,
+    test_labels: Labels,
+    classes: int,
+    cfg: params.Linear,
+    metric: str,
+) -> tuple[Choice, logistic.Fit, NDArray[np.int64]]:
+    """The protocol on arrays.
 
     Args:
-        x: (N, d); y: (N,) in 0..classes-1.
-        penalties: best falling: heavily penalised fits are easy and lead to the others.
-        tolerance: a fit ends when the largest entry of the gradient of the mean loss is below it.
+        train: (N, d); ``validation`` holds the rows of it that choose the penalty.
+    Returns:
+        The choice, the model fitted on all of ``train``, and its confusion matrix on ``test``.
     """
-    import scipy.optimize
-
-    mean = x.mean(axis=0, dtype=np.float64)
-    centred = np.hstack([x - mean, np.ones((len(x), 1))])
-    theta = np.zeros((centred.shape[1], classes))
-    shape = theta.shape
-    for penalty in penalties:
-
-        def loss(flat: NDArray[np.float64], penalty: float = penalty) -> tuple[float, NDArray[np.float64]]:
-            w = flat.reshape(shape)
-            logits = centred @ w
-            logits -= logits.max(axis=1, keepdims=True)
-            p = np.exp(logits)
-            total = p.sum(axis=1)
-            value = (np.log(total) - logits[np.arange(len(y)), y]).sum() + penalty / 2 * (w[:-1] ** 2).sum()
-            p /= total[:, None]
-            p[np.arange(len(y)), y] -= 1
-            gradient = centred.T @ p
-            gradient[:-1] += penalty * w[:-1]
-            return value / len(y), gradient.ravel() / len(y)
-
-        options = {"maxiter": 3000, "gtol": tolerance, "ftol": 0.0}
-        found = scipy.optimize.minimize(loss, theta.ravel(), jac=True, method="L-BFGS-B", options=options)
-        theta = found.x.reshape(shape)
-        size = float(np.abs(found.jac).max())
-        yield Fit(theta[:-1].copy(), theta[-1] - mean @ theta[:-1], found.nit, size, size <= tolerance)
+    if cfg.standardize:
+        mean, std = train.mean(axis=0), train.std(axis=0)
+        std[std == 0] = 1
+        train, test = (train - mean) / std, (test - mean) / std
+    fit = np.setdiff1d(np.arange(len(train)), validation)
+    choice = choose(train[fit], labels[fit], train[validation], labels[validation], classes, cfg, metric)
+    penalty = choice.model.penalty
+    (final,) = logistic.path(train, labels, classes, [penalty], cfg.tolerance, start=choice.model)
+    return choice, final, metrics.confusion(test_labels, final.predict(test), classes)
 
 
 def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: str, seed: int) -> None:
-    """Evaluate stored features and write the result as JSON.
+    """Evaluate stored features and write the result as JSON: test score with its interval, the whole validation
+    curve, k-nearest-neighbour accuracy, and the accuracy of each class with the confusion matrix.
 
-    Of penalties with equal validation accuracy the largest is chosen. ``at_edge`` says that the chosen penalty is
-    the smallest or largest of the grid, where a wider grid might do better; a warning goes to stderr.
+    Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
     Raises:
         UserError: see `store.read`.
     """
     data = store.read(features, meta)
-    classes = len(data.classes)
-    train, test = _standardized(data) if cfg.standardize else (data.train, data.test)
-    fit, held_out = data.fit_and_validation()
-    penalties = np.geomspace(cfg.penalty_max, cfg.penalty_min, cfg.penalties)
-    validation = []
-    for penalty, model in zip(
-        penalties, path(train[fit], data.train_labels[fit], classes, penalties, cfg.tolerance), strict=True
-    ):
-        counts = metrics.confusion(data.train_labels[held_out], model.predict(train[held_out]), classes)
-        entry = {"l2": float(penalty), "accuracy": metrics.score(counts, data.meta["metric"]).accuracy}
-        validation.append(entry | {"iterations": model.iterations, "converged": model.converged})
-    best = max(range(len(penalties)), key=lambda i: validation[i]["accuracy"])  # the first, so largest, of equals
-    at_edge = len(penalties) > 1 and best in (0, len(penalties) - 1)
-    if at_edge:
-        print(
-            f"linear probe of {method} on {data.dataset}: the best penalty, {penalties[best]:g}, is at the edge of "
-            f"the grid [{cfg.penalty_min:g}, {cfg.penalty_max:g}]; widen linear.penalty_min or penalty_max.",
-            file=sys.stderr,
-        )
-    (final,) = path(train, data.train_labels, classes, penalties[best : best + 1], cfg.tolerance)
-    counts = metrics.confusion(data.test_labels, final.predict(test), classes)
-    neighbours = metrics.confusion(data.test_labels, knn.predict(train, data.train_labels, test), classes)
-    score = metrics.score(counts, data.meta["metric"])
+    metric, classes = data.meta["metric"], len(data.classes)
+    choice, final, counts = accuracy(
+        data.train, data.train_labels, data.validation, data.test, data.test_labels, classes, cfg, metric
+    )
+    _warn(choice, final, cfg, f"linear probe of {method} on {data.dataset}")
+    nearest = knn.predict(data.train, data.train_labels, data.test)
+    score = metrics.score(counts, metric)
+    per_class = [None if np.isnan(value) else float(value) for value in metrics.per_class(counts)]
     result: dict[str, Any] = {
         "method": method,
         "dataset": data.dataset,
         "seed": seed,
-        "metric": data.meta["metric"],
+        "metric": metric,
         "accuracy": score.accuracy,
         "ci95": score.ci95,
-        "l2": float(penalties[best]),
-        "at_edge": at_edge,
+        "l2": final.penalty,
+        "at_edge": choice.at_edge,
         "converged": final.converged,
-        "n_train": len(train),
-        "n_test": len(test),
-        "validation": validation,
-        "knn": {"k": knn.K, "accuracy": metrics.score(neighbours, data.meta["metric"]).accuracy},
-        "per_class": {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(data.classes, metrics.per_class(counts), strict=True)
+        "n_train": len(data.train),
+        "n_test": len(data.test),
+        "validation": choice.curve,
+        "knn": {
+            "k": knn.K,
+            "accuracy": metrics.score(metrics.confusion(data.test_labels, nearest, classes), metric).accuracy,
         },
+        "per_class": dict(zip(data.classes, per_class, strict=True)),
         "confusion": counts.tolist(),
     }
     store.write_result(out, result)
 
 
-def _standardized(data: store.FeatureSet) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Training and test features with zero mean and unit variance over the training images."""
-    mean, std = data.train.mean(axis=0), data.train.std(axis=0)
-    std[std == 0] = 1
-    return (data.train - mean) / std, (data.test - mean) / std
+def _warn(choice: Choice, final: logistic.Fit, cfg: params.Linear, what: str) -> None:
+    if choice.at_edge:
+        print(
+            f"{what}: the best penalty, {final.penalty:g}, is at the edge of the grid [{cfg.penalty_min:g}, "
+            f"{cfg.penalty_max:g}]; widen linear.penalty_min or linear.penalty_max.",
+            file=sys.stderr,
+        )
+    slow = [entry["l2"] for entry in choice.curve if not entry["converged"]]
+    slow += [] if final.converged else [final.penalty]
+    if slow:
+        print(
+            f"{what}: the fits with penalties {', '.join(f'{p:g}' for p in slow)} ended with a gradient above "
+            f"linear.tolerance, {cfg.tolerance:g}; raise it, or set linear.standardize.",
+            file=sys.stderr,
+        )

@@ -42,10 +42,10 @@ class FeatureSet:
     def classes(self) -> list[str]:
         return self.meta["classes"]
 
-    def fit_and_validation(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices into ``train``: the images that the penalty is fitted on, and those that choose it."""
-        validation = np.asarray(self.meta["splits"]["val"], np.int64)
-        return np.setdiff1d(np.arange(len(self.train)), validation), validation
+    @property
+    def validation(self) -> NDArray[np.int64]:
+        """Rows of ``train`` that choose the penalty."""
+        return np.asarray(self.meta["splits"]["val"], np.int64)
 
 
 def write(

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-import sgd_loop
 import torch
 
 from diffsiam import params
 from diffsiam.errors import UserError
 from diffsiam.evaluation import fewshot, store
+from tests.evaluation import sgd_loop
 
 PROTOCOL = params.FewShot(
     ways=5,

@@ -44,10 +44,8 @@ def test_what_was_written_is_read(files):
     assert (read.dataset, read.classes) == ("digits", ["0", "1", "2"])
 
 
-def test_validation_images_are_held_out_of_the_fit(files):
-    fit, validation = store.read(*files).fit_and_validation()
-    assert validation.tolist() == [1, 4]
-    assert fit.tolist() == [0, 2, 3, 5]
+def test_validation_images_are_those_of_meta(files):
+    assert store.read(*files).validation.tolist() == [1, 4]
 
 
 def test_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
