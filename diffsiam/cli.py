@@ -71,6 +71,42 @@ def _fewshot(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     fewshot.run(args.features, args.meta, cfg, args.out, method=args.method, seed=args.seed)
 
 
+def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import probmask
+
+    cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
+    probmask.run(args.encoder, args.data, cfg, rt, args.out, attribute=args.attribute, dims=args.dims)
+
+
+def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import figures
+
+    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
+    rest = {"representation": args.representation, "probmask": args.probmask, "classifier": args.classifier}
+    figures.run(args.what, *sections, args.data, args.diffusion, args.out, **rest)
+
+
+def _counterfactual(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import pictures
+
+    pictures.counterfactual(args.pictures, args.segments, _trained(args, raw), args.out, scales=args.scales)
+
+
+def _manipulate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import pictures
+
+    which = {"attribute": args.attribute, "dims": args.dims, "scales": args.scale}
+    pictures.manipulate(args.picture, _trained(args, raw), args.out, **which)
+
+
+def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
+    """The trained networks that the options name."""
+    from diffsiam.generation import pictures
+
+    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
+    return pictures.Trained(args.results, args.pretrain or raw.get("pretrain", ""), args.method, args.seed, *sections)
+
+
 def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import tables
 
@@ -149,6 +185,39 @@ def _parser() -> argparse.ArgumentParser:
 
     encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
     encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
+
+    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (METHOD section 6).")
+    sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="encoder_ema.safetensors")
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
+    sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
+    sub.add_argument("--dims", type=int, default=16, metavar="D", help="its dimensions (default: 16)")
+
+    sub = stage("generate", _generate, "Make the arrays behind a figure, or the numbers beside them.")
+    sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "classifier", "numbers"])
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
+    sub.add_argument("--diffusion", type=Path, metavar="DIR", help="frozen diffusion model; not for classifier")
+    sub.add_argument("--representation", type=Path, metavar="DIR", help="trained method; not for denoise, classifier")
+    sub.add_argument("--probmask", type=Path, nargs="+", default=[], metavar="FILE", help="probmask's; rows in order")
+    sub.add_argument("--classifier", type=Path, metavar="FILE", help="what classifier wrote; for numbers")
+
+    def trained_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--method", default="diffsiam_hier", help="default: diffsiam_hier")
+        sub.add_argument("--pretrain", metavar="NAME", help="data set it was trained on (default: params' pretrain)")
+        sub.add_argument("--seed", type=int, default=0, help="seed of its training (default: 0)")
+        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+
+    sub = stage("counterfactual", _counterfactual, "Segments of one picture's z replaced by another's (Algorithm 2).")
+    sub.add_argument("pictures", type=Path, nargs=2, metavar="PICTURE", help="two image files of any size")
+    sub.add_argument("--segments", nargs="+", required=True, metavar="A-B", help="half-open from 0: 0-8 is z_1 .. z_8")
+    sub.add_argument("--scales", type=float, nargs="+", metavar="S", help="0 to 1 (default: generation.scales)")
+    trained_options(sub)
+
+    sub = stage("manipulate", _manipulate, "Push a picture along an attribute (Algorithm 3).")
+    sub.add_argument("picture", type=Path, metavar="PICTURE", help="an image file of any size")
+    sub.add_argument("--attribute", required=True, metavar="NAME", help="one that has a trained classifier")
+    sub.add_argument("--dims", metavar="D", help="dimensions of the classifier, or all (default: the fewest there are)")
+    sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
+    trained_options(sub)
 
     sub = stage("table", _table, "Collect results into Table 4.1 or 4.2 as CSV, Markdown and LaTeX.")
     sub.add_argument("table", choices=["4_1", "4_2"])

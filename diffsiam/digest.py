@@ -25,6 +25,8 @@ STAGE_MODULES = {
     "features": "diffsiam.evaluation.features",
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
+    "probmask": "diffsiam.evaluation.probmask",
+    "generation": "diffsiam.generation.figures",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

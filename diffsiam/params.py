@@ -155,6 +155,60 @@ class FewShot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attribute:
+    """One attribute classifier: ``dims`` of the representation's dimensions carry its weight."""
+
+    dataset: str
+    name: str
+    dims: int
+
+    @property
+    def stems(self) -> tuple[str, str]:
+        """File stems of the masked classifier and of the one on all dimensions."""
+        slug = self.name.replace(" ", "_")
+        return f"{slug}_{self.dims}", f"{slug}_all"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbMask:
+    attributes: tuple[Attribute, ...]
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    seed: int
+    count: int
+    indices: tuple[tuple[int, int], ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    dataset: str
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    methods: tuple[str, ...]
+    steps: int
+    solver: str
+    inversion: str
+    guidance: str
+    clip: bool
+    batch_size: int
+    pairs: Pairs
+    ranges: tuple[Ranges, ...]
+    scales: tuple[float, ...]
+    manipulation_scales: tuple[float, ...]
+    noise_levels: tuple[int, ...]
+    measured: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Runtime:
     device: str
     precision: str
@@ -172,6 +226,8 @@ SECTIONS: dict[str, type] = {
     "features": Features,
     "linear": Linear,
     "fewshot": FewShot,
+    "probmask": ProbMask,
+    "generation": Generation,
     "runtime": Runtime,
 }
 
@@ -186,6 +242,8 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "features": ("features", *_COMPUTE),
     "linear": ("linear",),
     "fewshot": ("fewshot",),
+    "probmask": ("probmask", *_COMPUTE),
+    "generation": ("generation", *_COMPUTE),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
@@ -304,11 +362,18 @@ def _build(cls: type[T], raw: dict[str, Any], where: str) -> T:
         if dataclasses.is_dataclass(hint):
             value = _build(typing.cast(type, hint), value, f"{where}.{field.name}")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = _tuple(value, next(iter(typing.get_args(hint)), object), f"{where}.{field.name}")
         elif hint is float or (isinstance(hint, types.UnionType) and float in hint.__args__ and value is not None):
             value = float(value)
         values[field.name] = value
     return cls(**values)
+
+
+def _tuple(values: list[Any], item: Any, where: str) -> tuple[Any, ...]:
+    """A list as a tuple, inner lists as well; mappings become the dataclass ``item``."""
+    if dataclasses.is_dataclass(item):
+        return tuple(_build(typing.cast(type, item), v, f"{where}.{i}") for i, v in enumerate(values))
+    return tuple(_tuple(v, object, where) if isinstance(v, list) else v for v in values)
 
 
 def _explain(error: jsonschema.ValidationError) -> str:
