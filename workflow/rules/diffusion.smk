@@ -16,9 +16,10 @@ rule diffusion:
         "results/timings/diffusion/{pretrain}.tsv"
     threads: THREADS
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=24 * 60,
         gpu=0,
+        nodes=1,
     shell:
         "diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
         "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "

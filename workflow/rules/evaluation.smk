@@ -15,8 +15,8 @@ rule features:
         "results/timings/features/{pretrain}/{method}/seed{seed}/{dataset}.tsv"
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     shell:
         "diffsiam features --encoder {input.encoder} --data $(dirname {input.meta}) --out {output} "
         "--params {params.own:q} 2>&1 | tee {log}"
@@ -37,8 +37,8 @@ rule linear:
         "results/timings/linear/{pretrain}/{method}/seed{seed}/{dataset}.tsv"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     shell:
         "diffsiam linear --features {input.features} --meta {input.meta} --out {output} "
         "--method {wildcards.method} --seed {wildcards.seed} --params {params.own:q} 2>&1 | tee {log}"
@@ -59,8 +59,8 @@ rule fewshot:
         "results/timings/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.tsv"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     shell:
         "diffsiam fewshot --features {input.features} --meta {input.meta} --out {output} "
         "--method {wildcards.method} --seed {wildcards.seed} --params {params.own:q} 2>&1 | tee {log}"

@@ -54,3 +54,9 @@ rule tables:
         "results/table4_1.csv",
         "results/table4_2.csv",
         "results/summary.md",
+
+
+localrules:
+    table4_1,
+    table4_2,
+    summary,

@@ -23,9 +23,10 @@ for name, method in METHODS.items():
             f"results/timings/representation/{{pretrain}}/{name}/seed{{seed}}.tsv"
         threads: THREADS
         resources:
-            mem_mb=8000,
+            mem_mb=lambda wildcards, attempt: 8000 * attempt,
             runtime=48 * 60,
             gpu=0,
+            nodes=1,
         shell:
             "diffsiam representation {params.method} --seed {wildcards.seed} "
             "--data $(dirname {input.meta}) {params.diffusion} --out $(dirname {output.config}) "

@@ -1,0 +1,208 @@
+"""A real SLURM cluster of two nodes on this machine, for as long as a ``with`` block lasts.
+
+``python -m tests.slurm.cluster COMMAND...`` runs a command while the cluster is up. Keys, state, logs and the fake
+GPUs lie in a temporary folder; only ``slurm.conf`` and ``gres.conf`` are linked to /etc/slurm, since the executor
+plugin takes SLURM_CONF out of a job's environment. A configuration that is already there is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ETC = Path("/etc/slurm")
+NODES = ("node1", "node2")
+CORES, MEMORY_MB, GPUS = 8, 40_000, 2  # of each node, as it tells SLURM; the machine may have less
+LIMIT = "7-00:00:00"  # of a job
+
+# Memory is polled and a job above its request is killed, as cgroups do it on a cluster; the rest is what a cluster
+# without accounting has.
+CONF = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdParameters=config_overrides
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerParameters=sched_interval=2,bf_interval=2
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+MinJobAge=3600
+KillWait=10
+SlurmdTimeout=20
+MailProg=/bin/true
+GresTypes=gpu
+{nodes}
+PartitionName=main Nodes=ALL Default={default} MaxTime={limit} State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL Default=NO MaxTime={limit} State=UP PriorityTier=2
+"""
+
+
+def missing() -> str:
+    """Why no cluster can run here; empty where one can."""
+    programs = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+    if programs:
+        return f"{', '.join(programs)} not installed: apt-get install slurm-wlm munge"
+    if os.geteuid():
+        return "only root can start slurmd and place /etc/slurm/slurm.conf"
+    if (ETC / "slurm.conf").exists():  # a dangling link is one of ours, killed before its end
+        return f"{ETC}/slurm.conf is another cluster's"
+    return ""
+
+
+@dataclass
+class Cluster:
+    """A running cluster; its daemons can be stopped and started again."""
+
+    folder: Path
+    daemons: dict[str, subprocess.Popen[bytes]]
+
+    def start(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.out", "ab") as out:
+            self.daemons[name] = subprocess.Popen(
+                command, stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_parent
+            )
+
+    def stop(self, name: str) -> None:
+        daemon = self.daemons.pop(name)
+        daemon.terminate()
+        try:
+            daemon.wait(15)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def start_controller(self) -> None:
+        self.start("slurmctld", "slurmctld", "-D")
+
+    def start_node(self, node: str) -> None:
+        self.start(node, "slurmd", "-D", "-N", node)
+
+    def ask(self, *command: str) -> str:
+        """Output of a SLURM command."""
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def wait(self, timeout: float = 60) -> None:
+        """Until the controller answers and every node takes jobs."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                if set(self.ask("sinfo", "--noheader", "--Node", "--format=%t").split()) <= {"idle", "mix", "alloc"}:
+                    return
+            time.sleep(0.3)
+        logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
+        raise RuntimeError(f"no node became idle in {timeout} s\n{logs}")
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, *, default_partition: bool = True) -> Iterator[Cluster]:
+    """Start munged, slurmctld and one slurmd per node of `NODES`; stop them and remove what they left at the end."""
+    reason = missing()
+    if reason:
+        raise RuntimeError(reason)
+    folder.chmod(0o755)
+    (folder / "state").mkdir()
+    here = Cluster(folder, {})
+    linked = [ETC / "slurm.conf", ETC / "gres.conf"]
+    try:
+        _configure(folder, default_partition)
+        for path in linked:
+            path.unlink(missing_ok=True)
+            path.symlink_to(folder / path.name)
+        here.start("munged", "munged", "--foreground", *_munge_options(folder))
+        here.start_controller()
+        for node in NODES:
+            here.start_node(node)
+        here.wait()
+        yield here
+    finally:
+        if "slurmctld" in here.daemons:
+            subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], check=False, timeout=30)
+        for name in reversed(here.daemons.copy()):
+            here.stop(name)
+        for path in linked:
+            path.unlink(missing_ok=True)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no daemon outlives the tests, however they end
+
+
+def _configure(folder: Path, default_partition: bool) -> None:
+    nodes, gres = [], []
+    for node in NODES:
+        files = [folder / f"{node}-gpu{i}" for i in range(GPUS)]
+        for file in files:
+            os.mknod(file, 0o666 | 0o020000, os.makedev(1, 3))  # what /dev/null is
+            gres.append(f"NodeName={node} Name=gpu File={file}")
+        nodes.append(
+            f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={_free_port()} "
+            f"CPUs={CORES} RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN"
+        )
+    (folder / "gres.conf").write_text("\n".join(gres) + "\n")
+    (folder / "slurm.conf").write_text(
+        CONF.format(
+            host=socket.gethostname(),
+            port=_free_port(),
+            folder=folder,
+            nodes="\n".join(nodes),
+            limit=LIMIT,
+            default="YES" if default_partition else "NO",
+        )
+    )
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    (folder / "munge.key").chmod(0o400)
+
+
+def _munge_options(folder: Path) -> list[str]:
+    return [
+        f"--socket={folder}/munge.socket",
+        f"--key-file={folder}/munge.key",
+        f"--pid-file={folder}/munge.pid",
+        f"--log-file={folder}/munge.log",
+        f"--seed-file={folder}/munge.seed",
+        "--force",  # /tmp may be written to by all
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as name, cluster(Path(name)):
+        sys.exit(subprocess.run(sys.argv[1:], check=False).returncode)
