@@ -16,10 +16,11 @@ from diffsiam.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError`, whose message is all that is printed."""
     args = _parser().parse_args(argv)
-    if args.processes > 1 and "WORLD_SIZE" not in os.environ:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
-        os.execv(sys.executable, [sys.executable, "-m", *launcher, "-m", "diffsiam.cli", *(argv or sys.argv[1:])])
     try:
+        if args.processes > 1 and "WORLD_SIZE" not in os.environ:
+            from diffsiam.training import launch
+
+            launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
         untracked = os.environ.get(params.VARIABLE, "{}")
         args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
     except UserError as e:
@@ -167,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
             "--events", type=Path, metavar="DIR", help="TensorBoard events, if runtime.tensorboard is true"
         )
         sub.add_argument("--processes", type=int, default=1, metavar="N", help="train on N GPUs (or CPU processes)")
+        sub.add_argument("--nodes", type=int, default=1, metavar="N", help="of the SLURM allocation that share them")
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set")

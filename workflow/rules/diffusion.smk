@@ -21,6 +21,8 @@ rule diffusion:
         gpu=0,
         nodes=1,
     shell:
-        "diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
+        # SLURM signals every process of a job: the trainer shall save its state, the others wait for it.
+        "trap '' TERM; diffsiam diffusion --data $(dirname {input.meta}) --out $(dirname {output.config}) "
         "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "
-        "--events results/tensorboard/diffusion/{wildcards.pretrain} --processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
+        "--events results/tensorboard/diffusion/{wildcards.pretrain} "
+        "--processes {resources.gpu} --nodes {resources.nodes} --params {params.own:q} 2>&1 | tee {log}"

@@ -28,7 +28,9 @@ for name, method in METHODS.items():
             gpu=0,
             nodes=1,
         shell:
-            "diffsiam representation {params.method} --seed {wildcards.seed} "
+            # SLURM signals every process of a job: the trainer shall save its state, the others wait for it.
+            "trap '' TERM; diffsiam representation {params.method} --seed {wildcards.seed} "
             "--data $(dirname {input.meta}) {params.diffusion} --out $(dirname {output.config}) "
             "--checkpoint results/checkpoints/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed}.pt "
-            "--events results/tensorboard/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed} --processes {resources.gpu} --params {params.own:q} 2>&1 | tee {log}"
+            "--events results/tensorboard/representation/{wildcards.pretrain}/{params.method}/seed{wildcards.seed} "
+            "--processes {resources.gpu} --nodes {resources.nodes} --params {params.own:q} 2>&1 | tee {log}"
