@@ -35,7 +35,7 @@ rule linear:
         "results/logs/linear/{pretrain}/{method}/seed{seed}/{dataset}.log",
     benchmark:
         "results/timings/linear/{pretrain}/{method}/seed{seed}/{dataset}.tsv"
-    threads: 2
+    threads: 1  # many jobs at a time; their solvers scale less well than their number
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -57,7 +57,7 @@ rule fewshot:
         "results/logs/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.log",
     benchmark:
         "results/timings/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.tsv"
-    threads: 2
+    threads: 1  # many jobs at a time; their solvers scale less well than their number
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
