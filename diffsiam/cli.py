@@ -39,8 +39,7 @@ def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.training import diffusion
 
     cfg, rt = params.section(raw, params.Diffusion), params.section(raw, params.Runtime)
-    cache = Path(raw.get("data", {}).get("root", "resources")).expanduser() / "diffusion"
-    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, cache, args.events)
+    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, _root(raw), args.events)
 
 
 def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -48,7 +47,12 @@ def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
     cfg, rt = params.section(raw, params.Representation), params.section(raw, params.Runtime)
     folders = (args.data, args.diffusion, args.out, args.checkpoint)
-    representation.run(args.method, cfg, rt, *folders, seed=args.seed, events=args.events)
+    representation.run(args.method, cfg, rt, *folders, seed=args.seed, events=args.events, root=_root(raw))
+
+
+def _root(raw: dict[str, Any]) -> Path:
+    """Folder of the raw data sets."""
+    return Path(raw.get("data", {}).get("root", "resources")).expanduser()
 
 
 def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def fetch(row: DataSet, root: Path) -> None:
             if path.exists():
                 verify(path, checksum)
             elif archive.url is None:
-                raise UserError("its published address no longer works.")
+                raise UserError("there is no address to fetch it from.")
             else:
                 download(archive.url, path, checksum)
             if archive.makes:

@@ -8,47 +8,47 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import struct
 import tempfile
-import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, published, readers, sources
+from diffsiam.data import download, embedded, published, readers, sources, unlabelled
+from diffsiam.data.images import BROKEN, WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
 
-_WORKERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
 _TASK = 32  # images that a thread takes at a time
-# What Pillow raises for a file that is missing, cut off or no image.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def run(dataset: str, cfg: params.Data, out: Path) -> None:
+def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = None) -> None:
     """Prepare one data set.
 
     Writes into ``out``, meta.json last:
-        images_train.npy, images_test.npy: uint8, (N, image_size, image_size, 3).
+        images_train.npy, images_test.npy: uint8, (N, image_size, image_size, 3); names of the images, bytes (N,), in
+            place of the train images of a data set too large for an array (`diffsiam.data.images`).
         labels_train.npy, labels_test.npy: int64, (N,).
-        attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A), where the source has attributes.
+        attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A); A is 0 where the source has no attributes.
         meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
             source, broken (names of images left out), sha256 of every array file.
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
     ``val_fraction`` of train.
 
+    Args:
+        attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
     Raises:
         UserError: nothing found and no download; a damaged or incomplete source; too many broken images; no
             space. What an earlier run left in ``out`` is then untouched.
     """
     row = sources.get(dataset)
     source = find(row, Path(cfg.root).expanduser(), cfg)
+    if attributes is not None:
+        source = unlabelled.with_attributes(source, attributes)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for stale in out.glob(".preparing-*"):
@@ -75,7 +75,7 @@ def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
         if any((root / row.name / split).is_dir() for split in readers.SPLITS):
             return readers.class_folders(row.name, root)
         if (root / f"{row.name}.tar").is_file():
-            return readers.tar(row.name, root)
+            return unlabelled.celeba_tar(root) if row.name == "CelebA" else readers.tar(row.name, root)
         download.fetch(row, root)
     return published.read(row, root, cfg.split_seed)
 
@@ -87,11 +87,13 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
     kept: dict[str, np.ndarray] = {}
     broken: list[str] = []
     for part, split in splits.items():
-        kept[part] = write_images(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
+        streamed = row.streamed and part == "train" and "folder" in source.origin
+        write_part = write_names if streamed else write_images
+        kept[part] = write_part(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
         broken += _check_broken(row.name, part, source, split, kept[part], cfg.max_broken)
         arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
-        if split.attributes is not None:
-            arrays["attributes"][part] = split.attributes[kept[part]]
+        rows = np.zeros((len(split), 0), np.uint8) if split.attributes is None else split.attributes
+        arrays["attributes"][part] = rows[kept[part]]
     for kind, parts in arrays.items():
         for part, array in parts.items():
             np.save(folder / f"{kind}_{part}.npy", array)
@@ -102,7 +104,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "metric": row.metric,
         "counts": {part: len(indices) for part, indices in kept.items()},
         "splits": {"val": _validation(row.name, source, kept["train"], arrays["labels"]["train"], cfg)},
-        **({"attributes": list(source.attributes)} if source.attributes else {}),
+        "attributes": list(source.attributes),
         "source": dict(source.origin),
         "broken": broken,
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
@@ -120,19 +122,8 @@ def joined(splits: Mapping[str, Split]) -> Split:
         [*train.names, *val.names],
         np.concatenate([train.labels, val.labels]),
         lambda i: train.load(i) if i < n else val.load(i - n),
+        None if train.attributes is None else np.concatenate([train.attributes, val.attributes]),
     )
-
-
-def resize(image: Image.Image, size: int) -> Image.Image:
-    """Bicubic, antialiased, of the short side to ``size`` pixels, then the central square (METHOD.md,
-    section 5); rounding as in torchvision. An image of that size already comes back as it is."""
-    width, height = image.size
-    short = min(width, height)
-    if short != size:
-        width, height = (size * width // short, size * height // short)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, upper = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, upper, left + size, upper + size)) if width != height else image
 
 
 def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
@@ -145,7 +136,7 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
     def pixels(i: int) -> bytes | None:
         try:
             return resize(split.load(i), size).tobytes()
-        except _BROKEN:
+        except BROKEN:
             return None
 
     def task(start: int) -> list[tuple[int, bytes | None]]:
@@ -157,11 +148,11 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
     kept: list[int] = []
     progress = runtime.Progress(len(split), what, "images")
     # Written in sequence, not through a memory map: a full disk is then an error, not a bus error.
-    with open(path, "wb") as f, ThreadPoolExecutor(_WORKERS) as pool:
+    with open(path, "wb") as f, ThreadPoolExecutor(WORKERS) as pool:
         np.lib.format.write_array_header_1_0(f, header(len(split)))
         begin = f.tell()
-        for start in range(0, len(split), _TASK * _WORKERS):  # few at a time: results wait in memory
-            starts = range(start, min(start + _TASK * _WORKERS, len(split)), _TASK)
+        for start in range(0, len(split), _TASK * WORKERS):  # few at a time: results wait in memory
+            starts = range(start, min(start + _TASK * WORKERS, len(split)), _TASK)
             for i, image in itertools.chain.from_iterable(pool.map(task, starts)):
                 if image is not None:
                     f.write(image)
@@ -172,6 +163,12 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
         assert f.tell() == begin
     progress.close()
     return np.array(kept, np.int64)
+
+
+def write_names(path: Path, split: Split, size: int, what: str) -> np.ndarray:
+    """Write where a split's images are to be found instead of the images; all of them, as `write_images` returns."""
+    np.save(path, np.array(split.names, np.bytes_))
+    return np.arange(len(split))
 
 
 def _check_broken(name: str, part: str, source: Source, split: Split, kept: np.ndarray, max_broken: float) -> list[str]:

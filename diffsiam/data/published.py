@@ -1,4 +1,4 @@
-"""The ten data sets of the thesis as they are published, in torchvision's layout, with the splits of METHOD.md
+"""The data sets of the thesis as they are published, in torchvision's layout, with the splits of METHOD.md
 section 5.
 
 torchvision's classes read the lists where they have the splits; PyTorch is imported only for those.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import runtime
-from diffsiam.data import readers
+from diffsiam.data import readers, unlabelled
 from diffsiam.data.readers import Source, Split
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -24,7 +24,7 @@ CALTECH_TRAIN = 30  # images per class
 
 
 def read(row: DataSet, root: Path, split_seed: int) -> Source:
-    """One of the ten, unpacked under ``root``.
+    """One of them, unpacked under ``root``.
 
     Raises:
         UserError: files are missing, damaged or of another version.
@@ -37,6 +37,12 @@ def read(row: DataSet, root: Path, split_seed: int) -> Source:
                 return pets(row, root)
             case "SUN":
                 return sun(row, root)
+            case "CelebA":
+                return unlabelled.celeba(root)
+            case "FFHQ":
+                return unlabelled.ffhq(root)
+            case "Bedroom":
+                return unlabelled.bedroom(root)
             case _:
                 return _torchvision(row, root)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as e:

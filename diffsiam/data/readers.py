@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from diffsiam.data.images import decode
 from diffsiam.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -47,12 +47,6 @@ class Source:
     splits: Mapping[str, Split]
     origin: Mapping[str, Any]
     attributes: Sequence[str] = ()
-
-
-def decode(data: bytes | Path) -> Image.Image:
-    """The RGB image of an encoded file; an alpha channel is dropped, an orientation tag ignored."""
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        return image.convert("RGB")
 
 
 def files(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> Split:
@@ -110,14 +104,14 @@ def tar(name: str, root: Path) -> Source:
     """
     path = root / f"{name}.tar"
     folders: set[tuple[str, str]] = set()
-    where: dict[str, tuple[int, int]] = {}  # an image's offset and size; a name met twice counts once, the last
+    where: dict[str, Place] = {}  # a name met twice counts once, the last
     for member, parts in _members(path):
         match parts[1:] if parts[:1] == (name,) else parts:
             case (split, folder) if member.isdir():
                 folders.add((split, folder))
             case (split, folder, image) if member.isfile() and _images([image]):
                 folders.add((split, folder))
-                where[f"{split}/{folder}/{image}"] = member.offset_data, member.size
+                where[f"{split}/{folder}/{image}"] = Place(member.offset_data, member.size)
     found: dict[str, dict[str, list[str]]] = {}
     for split, folder in folders:
         if split in SPLITS and not folder.startswith("."):
@@ -127,13 +121,32 @@ def tar(name: str, root: Path) -> Source:
         if folder in found.get(split, {}):
             found[split][folder].append(image)
 
-    def load(key: str) -> Image.Image:
-        offset, size = where[key]
-        with open(path, "rb") as f:
-            f.seek(offset)
-            return decode(f.read(size))
+    return _source(
+        name, str(path), found, {"kind": "tar", "file": path.name}, lambda key: decode(tar_read(path, where[key]))
+    )
 
-    return _source(name, str(path), found, {"kind": "tar", "file": path.name}, load)
+
+class Place(NamedTuple):
+    """Where a member's bytes lie in a tar."""
+
+    offset: int
+    size: int
+
+
+def tar_files(path: Path) -> Iterable[tuple[tuple[str, ...], Place]]:
+    """The files of an uncompressed tar: parts of the name, and where the bytes are.
+
+    Raises:
+        UserError: not a whole uncompressed tar, or a member that leaves the folder or is no plain file.
+    """
+    return ((parts, Place(m.offset_data, m.size)) for m, parts in _members(path) if m.isfile())
+
+
+def tar_read(path: Path, place: Place) -> bytes:
+    """The bytes of one member."""
+    with open(path, "rb") as f:
+        f.seek(place.offset)
+        return f.read(place.size)
 
 
 def _members(path: Path) -> Iterable[tuple[tarfile.TarInfo, tuple[str, ...]]]:

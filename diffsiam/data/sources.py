@@ -1,6 +1,6 @@
 """What each data set is: classes, counts, metric, and the archives that it is published in.
 
-The counts of the ten data sets of the thesis are those of the published splits; a copy under `data.root` may
+The counts of the data sets of the thesis are those of the published splits; a copy under `data.root` may
 hold fewer images, and `counts_match` tells. Nothing heavy is imported here.
 """
 
@@ -40,7 +40,11 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """One row of the table; ``train`` counts train and val together. Without archives it is embedded."""
+    """One row of the table; ``train`` counts train and val together. Without archives it is embedded.
+
+    ``streamed``: its train images are decoded as they are used, never copied to an array. ``pseudo_labels``: its
+    attributes are those of a table (docs/data.md).
+    """
 
     name: str
     classes: int
@@ -49,6 +53,13 @@ class DataSet:
     metric: Literal["accuracy", "mean_per_class"] = "accuracy"
     own_val: bool = False
     archives: tuple[Archive, ...] = ()
+    streamed: bool = False
+    pseudo_labels: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has classes to tell apart, and so a place in the tables."""
+        return self.classes > 1
 
     @property
     def embedded(self) -> bool:
@@ -152,6 +163,22 @@ _SUN = (
     ),
 )
 
+# torchvision fetches CelebA from Google Drive, which now and then refuses.
+_CELEBA = (
+    Archive(
+        "img_align_celeba.zip", "celeba", ("img_align_celeba",), None, "md5:00d2c5bc6d35e252742224ab0c1e8fcb", 1443
+    ),
+    Archive("list_attr_celeba.txt", "celeba", (), None, "md5:75e246fa4810816ffd6ee81facbd2244", 26),
+    Archive("list_eval_partition.txt", "celeba", (), None, "md5:d32c9cbf5e040fd4025c592c306e6668", 3),
+)
+_FFHQ = (Archive("ffhq", "", (), None, None, None),)  # a folder of its PNG files, of any size
+
+
+def _lsun(part: str, megabytes: int) -> Archive:
+    name = f"bedroom_{part}_lmdb"
+    return Archive(f"{name}.zip", "", (name,), f"http://dl.yf.io/lsun/scenes/{name}.zip", None, megabytes)
+
+
 DATASETS: dict[str, DataSet] = {
     row.name: row
     for row in (
@@ -165,6 +192,17 @@ DATASETS: dict[str, DataSet] = {
         DataSet("Food", 101, 75_750, 25_250, archives=_FOOD),
         DataSet("Pets", 37, 3_680, 3_669, "mean_per_class", archives=_PETS),
         DataSet("SUN", 397, 19_850, 19_850, archives=_SUN),
+        DataSet("CelebA", 1, 182_637, 19_962, own_val=True, archives=_CELEBA),
+        DataSet("FFHQ", 1, 60_000, 10_000, archives=_FFHQ),
+        DataSet(
+            "Bedroom",
+            1,
+            3_033_042,
+            300,
+            archives=(_lsun("train", 43_700), _lsun("val", 5)),
+            streamed=True,
+            pseudo_labels=True,
+        ),
         DataSet("digits", 10, 1_198, 599),
         DataSet("photos", 10, 1_000, 500),
         DataSet("sprites", 6, 3_000, 900),

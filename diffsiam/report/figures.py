@@ -174,8 +174,8 @@ def counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> 
     wanted = [everything] if full else list(inputs.ranges) if names else parts
     if missing := set(wanted) - {*parts, everything}:
         raise UserError(
-            f"figures.early_middle_late: no pictures of the ranges {sorted(missing)} on {inputs.dataset}. Made are those "
-            f"of generation.ranges: {parts}. Choose three of them, or add to them."
+            f"figures.early_middle_late: no pictures of the ranges {sorted(missing)} on {inputs.dataset}. Made are "
+            f"those of generation.ranges: {parts}. Choose three of them, or add to them."
         )
     blocks, left = [], []
     for position, (start, stop) in enumerate(wanted):
@@ -247,7 +247,9 @@ def loss(inputs: Inputs) -> Figure:
     for name, path in inputs.files.items():
         history = pd.read_csv(path)
         if "diffusion" not in history:
-            raise UserError(f"{path}: no column 'diffusion'; met {', '.join(history)}. Figure 4.9 needs DiffSiam's.")
+            raise UserError(
+                f"{path}: no column 'diffusion'; met {', '.join(map(str, history))}. Figure 4.9 needs DiffSiam's."
+            )
         window = max(1, len(history) // 25)
         (line,) = ax.plot(history["step"], history["diffusion"], lw=0.5, alpha=0.4)
         smooth = history["diffusion"].rolling(window, min_periods=1).mean()

@@ -6,12 +6,12 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.data import pixels
+from diffsiam.data.images import open_images
 from diffsiam.diffusion import pretrained, schedule
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Diffusion, Runtime
@@ -33,7 +33,7 @@ class NoisePrediction(nn.Module):
 
 
 def run(
-    cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, cache: Path, events: Path | None = None
+    cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, root: Path, events: Path | None = None
 ) -> None:
     """Bring a diffusion model to ``out``, by pretraining or by fetching.
 
@@ -41,14 +41,14 @@ def run(
         data: folder of the prepared data set that it is, or was, trained on.
         out: folder that gets config.json and the weights in diffusers' layout, training.json and history.csv.
         checkpoint: file to resume pretraining from.
-        cache: folder of fetched models.
+        root: `data.root`, where fetched models are kept and images that are streamed lie.
         events: folder of TensorBoard events, where ``rt.tensorboard`` asks for them.
     """
     if cfg.source == "pretrain":
-        pretrain(cfg, rt, data, out, checkpoint, events)
+        pretrain(cfg, rt, data, out, checkpoint, root, events)
         return
     image_size = runtime.read_json(data / "meta.json")["image_size"]
-    pretrained.fetch(cfg.fetch, image_size, out, cache)
+    pretrained.fetch(cfg.fetch, image_size, out, root / "diffusion")
     with runtime.atomic(out / "history.csv") as temporary:
         temporary.write_text("step,loss\n")
     runtime.write_json(
@@ -56,11 +56,13 @@ def run(
     )
 
 
-def pretrain(cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, events: Path | None) -> None:
+def pretrain(
+    cfg: Diffusion, rt: Runtime, data: Path, out: Path, checkpoint: Path, root: Path, events: Path | None
+) -> None:
     """Train on ``data``/images_train.npy (Eq. 3.4) and write the averaged weights to ``out``."""
     began = time.monotonic()
     device = runtime.select_device(rt)
-    images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
+    images = open_images(data / "images_train.npy", root)
     torch.manual_seed(runtime.derive_seed(cfg.seed, "weights"))
     model = DiffusionModel.create(cfg.unet, images.shape[1])
     table = schedule.Schedule().to(device)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.data import augment, pixels
+from diffsiam.data.images import Images, open_images
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.models import segments
@@ -131,6 +131,7 @@ def run(
     *,
     seed: int,
     events: Path | None = None,
+    root: Path = Path("resources"),
 ) -> None:
     """Train method ``name`` on ``data``/images_train.npy and write its weights, config.json and history.csv to ``out``.
 
@@ -141,6 +142,7 @@ def run(
         checkpoint: file to resume from.
         seed: of the initial weights, the order of images, the views, and the noise.
         events: folder of TensorBoard events, where ``rt.tensorboard`` asks for them.
+        root: `data.root`, where images that are streamed lie.
     Raises:
         UserError: no such method; it needs a diffusion model and there is none; whatever `loop.train` raises.
     """
@@ -153,7 +155,7 @@ def run(
             f"{', '.join(k for k, m in methods.METHODS.items() if not m.diffusion)}."
         )
     device = runtime.select_device(rt)
-    images = torch.from_numpy(np.load(data / "images_train.npy", mmap_mode="c"))
+    images = open_images(data / "images_train.npy", root)
     dm, checksum = None, None
     if method.diffusion and dm_folder:
         dm, checksum = DiffusionModel.load(dm_folder), runtime.sha256(dm_folder / WEIGHTS)
@@ -189,7 +191,7 @@ def run(
 
 
 def fit(
-    name: str, learner: Learner, images: Tensor, dm: DiffusionModel | None, plan: loop.Plan, here: World
+    name: str, learner: Learner, images: Images, dm: DiffusionModel | None, plan: loop.Plan, here: World
 ) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
     """Train the learner; history and averaged weights, as `loop.train` gives them. The control is not trained."""
     method, cfg = learner.method, learner.cfg
@@ -216,7 +218,7 @@ def save(out: Path, learner: Learner, means: dict[str, dict[str, Tensor]]) -> No
 
 
 def make_batch(
-    images: Tensor,
+    images: Images,
     method: methods.Method,
     cfg: Representation,
     dm: DiffusionModel | None,
@@ -270,7 +272,7 @@ def learning_rate(cfg: Optimizer, steps: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def set_statistics(encoder: nn.Module, images: Tensor, batch_size: int, device: torch.device) -> None:
+def set_statistics(encoder: nn.Module, images: Images, batch_size: int, device: torch.device) -> None:
     """Set batch-norm statistics to their mean over one pass of ``images``; nothing else changes."""
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -241,7 +241,7 @@ def test_without_a_network_one_message_names_address_file_size_checksum_and_fold
 
 
 def test_stanford_cars_says_which_files_to_place_where(cfg: params.Data) -> None:
-    with pytest.raises(UserError, match="Cars: its published address no longer works") as e:
+    with pytest.raises(UserError, match="Cars: there is no address to fetch it from") as e:
         prepare.find(sources.get("Cars"), Path(cfg.root), cfg)
     for name in ("car_devkit.tgz", "cars_train.tgz", "cars_test.tgz", "cars_test_annos_withlabels.mat"):
         assert f"{cfg.root}/stanford_cars/{name}" in str(e.value)

@@ -23,7 +23,7 @@ from diffsiam import params, runtime
 from diffsiam.data import prepare, sources
 from diffsiam.errors import UserError
 
-ARRAYS = ["images_test.npy", "images_train.npy", "labels_test.npy", "labels_train.npy"]
+ARRAYS = [f"{kind}_{part}.npy" for kind in ("attributes", "images", "labels") for part in ("test", "train")]
 COUNTS = {"train": {"a": 10, "b": 5}, "test": {"a": 2, "b": 3}}
 
 
@@ -55,7 +55,8 @@ def test_run_writes_arrays_and_a_meta_that_describes_them(tmp_path: Path, cfg: p
     assert meta["source"] == {"kind": "class folders", "folder": "Pets"}
     assert meta["broken"] == []
     assert meta["sha256"] == {name: runtime.sha256(out / name) for name in ARRAYS}
-    assert "attributes" not in meta
+    assert meta["attributes"] == []
+    assert np.load(out / "attributes_test.npy").shape == (5, 0)
 
 
 def test_an_image_of_the_right_size_is_copied_untouched(tmp_path: Path, cfg: params.Data) -> None:
@@ -92,7 +93,7 @@ def test_the_result_is_the_same_bytes_from_folders_or_a_tar_anywhere_with_any_nu
     make_tar(tmp_path / "two" / "Pets.tar", tmp_path / "one" / "Pets", "Pets")
     one, two = (dataclasses.replace(cfg, root=str(tmp_path / r)) for r in ("one", "two"))
     prepare.run("Pets", one, tmp_path / "a")
-    monkeypatch.setattr(prepare, "_WORKERS", 5)
+    monkeypatch.setattr(prepare, "WORKERS", 5)
     monkeypatch.setattr(prepare, "_TASK", 2)
     prepare.run("Pets", one, tmp_path / "b")
     prepare.run("Pets", two, tmp_path / "c")
@@ -236,7 +237,7 @@ def test_a_killed_run_leaves_only_temporary_files_and_the_next_ends_right(tmp_pa
     assert child.wait() == -signal.SIGKILL  # it was not done yet
     assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == []
     prepare.run("sprites", cfg, out)
-    expected = sorted([*ARRAYS, "attributes_test.npy", "attributes_train.npy", "meta.json"])
+    expected = sorted([*ARRAYS, "meta.json"])
     assert sorted(p.name for p in out.iterdir()) == expected
     assert meta_of(out)["sha256"] == {n: runtime.sha256(out / n) for n in expected if n.endswith(".npy")}
 
