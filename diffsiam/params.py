@@ -175,6 +175,7 @@ class ProbMask:
     steps: int
     batch_size: int
     learning_rate: float
+    mask_learning_rate: float
     seed: int
 
 
@@ -209,6 +210,28 @@ class Generation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FigureData:
+    fig1_1: str
+    fig3_1: str
+    fig4_1: str
+    fig4_2: str
+    fig4_3: str
+    fig4_4: str
+    fig4_5: str
+    fig4_6: str
+    fig4_7: str
+    fig4_8: str
+    fig4_9: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    method: str
+    early_middle_late: tuple[tuple[int, int], ...]
+    datasets: FigureData
+
+
+@dataclasses.dataclass(frozen=True)
 class Runtime:
     device: str
     precision: str
@@ -228,6 +251,7 @@ SECTIONS: dict[str, type] = {
     "fewshot": FewShot,
     "probmask": ProbMask,
     "generation": Generation,
+    "figures": Figures,
     "runtime": Runtime,
 }
 
@@ -244,6 +268,7 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_COMPUTE),
     "generation": ("generation", *_COMPUTE),
+    "figures": ("figures", "generation.methods"),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
@@ -299,13 +324,55 @@ def read(*sources: str) -> dict[str, Any]:
 
 def check(raw: dict[str, Any], *, complete: bool = True) -> None:
     """Check a nested mapping against the schema; with ``complete``, absent keys are errors too."""
-    errors = [e for e in _Validator(_schema()).iter_errors(raw) if complete or e.validator != "required"]
+    errors = [
+        e
+        for e in _Validator(_schema()).iter_errors(raw)
+        if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
+    ]
     if errors:
         lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: e.path))
         raise UserError("params: " + "\n        ".join(lines))
     if complete:
         for cls in SECTIONS.values():
             section(raw, cls)
+        for dataset in raw["overrides"]:
+            try:
+                for cls in SECTIONS.values():
+                    section(of(raw, dataset), cls)
+            except UserError as e:
+                raise UserError(f"params: overrides.{dataset}: {e}") from None
+        _check_figures(raw)
+
+
+def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """``raw`` as it stands for one data set and the trainings on it: with its overrides."""
+    return _merge(raw, raw["overrides"].get(dataset, {}))
+
+
+def _check_figures(raw: dict[str, Any]) -> None:
+    """What a figure shows must be made, and a data set has one image size."""
+    figures, generation = raw["figures"], raw["generation"]
+    if figures["method"] not in generation["methods"]:
+        raise UserError(
+            f"params: figures.method: {figures['method']} is not among generation.methods: "
+            f"{', '.join(generation['methods'])}. Choose one of them, or add it there."
+        )
+    tables = {"generation.ranges": (1, 2, 3, 4), "probmask.attributes": (5, 6, 7)}
+    for key, numbers in tables.items():
+        rows = functools.reduce(lambda node, part: node[part], key.split("."), raw)
+        known = dict.fromkeys(row["dataset"] for row in rows)
+        for number in numbers:
+            if (name := figures["datasets"][f"fig4_{number}"]) not in known:
+                raise UserError(
+                    f"params: figures.datasets.fig4_{number}: {name} has no row in {key}, which has "
+                    f"{', '.join(known) or 'none'}. Add one, or choose one of these."
+                )
+    for name in (raw["pretrain"], *raw["transfer"]):
+        if "data" in raw["overrides"].get(name, {}):
+            raise UserError(
+                f"params: overrides.{name}.data: the tables use {name} at data.image_size. Take {name} out of "
+                "pretrain and transfer, or drop this override."
+            )
 
 
 def section(raw: dict[str, Any], cls: type[T]) -> T:

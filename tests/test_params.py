@@ -88,7 +88,7 @@ def test_dataclasses_and_schema_have_the_same_keys_and_types() -> None:
     for name, cls in params.SECTIONS.items():
         differences += compare(cls, SCHEMA["properties"][name], name)
     assert differences == []
-    plain = {"methods", "seeds", "pretrain", "transfer"}
+    plain = {"methods", "seeds", "pretrain", "transfer", "overrides"}
     assert set(SCHEMA["properties"]) == plain | set(params.SECTIONS)
     assert sorted(SCHEMA["required"]) == sorted(SCHEMA["properties"])
     assert SCHEMA["additionalProperties"] is False
@@ -174,6 +174,14 @@ MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the messag
     ("representation.segments", 33, ["33", "divisor of 256"]),
     ("representation.diti", {"stages": [1000], "dims_per_stage": None}, ["1000", "Give both"]),
     ("runtime.threads", 0, ["met 0", "at least 1"]),
+    ("transfer", ["CelebA"], ['met "CelebA"', "CIFAR10", "sprites"]),
+    ("overrides", {"CelebA": {"linear": {}}}, ["unknown key", "data, diffusion, representation"]),
+    ("overrides", {"CelebA": {"data": {"image_size": 17}}}, ["CelebA.data.image_size", "met 17"]),
+    ("overrides", {"CelebA": {"representation": {"segments": 33}}}, ["33", "divisor of 256"]),
+    ("overrides", {"sprites": {"data": {"image_size": 32}}}, ["the tables use sprites"]),
+    ("figures.method", "diti", ["diti is not among generation.methods", "pdae, diffsiam_hier"]),
+    ("figures.datasets.fig4_2", "CelebA", ["no row in generation.ranges", "sprites"]),
+    ("figures.datasets.fig4_6", "CelebA", ["no row in probmask.attributes", "sprites"]),
 ]
 
 
@@ -187,6 +195,15 @@ def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(
     assert named in text
     for word in words:
         assert word in text, text
+
+
+def test_an_override_changes_its_own_keys_for_its_own_data_set(raw: dict[str, Any]) -> None:
+    raw["overrides"] = {"CelebA": {"data": {"image_size": 64}, "diffusion": {"unet": {"dropout": 0.0}}}}
+    params.check(raw)
+    assert params.of(raw, "sprites") == raw
+    expected = copy.deepcopy(raw)
+    expected["data"]["image_size"], expected["diffusion"]["unet"]["dropout"] = 64, 0.0
+    assert params.of(raw, "CelebA") == expected
 
 
 def test_two_mistakes_are_two_lines_and_two_missing_keys_are_both_named(raw: dict[str, Any]) -> None:
