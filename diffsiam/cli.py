@@ -32,7 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.data import prepare
 
-    prepare.run(args.dataset, params.section(raw, params.Data), args.out)
+    prepare.run(args.dataset, params.section(raw, params.Data), args.out, args.attributes)
+
+
+def _attributes(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.data import scene_attributes
+
+    sections = params.section(raw, params.Data), params.section(raw, params.Runtime)
+    scene_attributes.run(args.dataset, args.names, *sections, args.out)
 
 
 def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -80,7 +87,8 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import probmask
 
     cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
-    probmask.run(args.encoder, args.data, cfg, rt, args.out, attribute=args.attribute, dims=args.dims)
+    which = {"attribute": args.attribute, "dims": args.dims}
+    probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
 
 
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -88,7 +96,7 @@ def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
     sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
     rest = {"representation": args.representation, "probmask": args.probmask, "classifier": args.classifier}
-    figures.run(args.what, *sections, args.data, args.diffusion, args.out, **rest)
+    figures.run(args.what, *sections, args.data, args.diffusion, args.out, root=_root(raw), **rest)
 
 
 def _counterfactual(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -116,6 +124,29 @@ def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import tables
 
     tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
+
+
+def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import numbers
+
+    numbers.run(args.results, args.out)
+
+
+def _figure(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import captions, figures
+
+    ranges = raw.get("figures", {}).get("early_middle_late", [])
+    inputs = figures.Inputs(args.dataset, dict(args.input), [(start, stop) for start, stop in ranges])
+    figures.run(args.figure, inputs, args.out)
+    captions.write(args.figure, inputs, args.out.with_suffix(".rst"))
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """``NAME=FILE``."""
+    name, _, file = text.partition("=")
+    if not file:
+        raise argparse.ArgumentTypeError(f"{text!r}: needed is NAME=FILE")
+    return name, Path(file)
 
 
 def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -176,6 +207,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set")
+    sub.add_argument("--attributes", type=Path, metavar="CSV", help="attributes of a data set without its own")
+
+    sub = stage("attributes", _attributes, "Make a table of pseudo-labels by a scene-attribute predictor.")
+    sub.add_argument("dataset", help="name of the data set")
+    sub.add_argument("--names", nargs="+", required=True, metavar="NAME", help="attributes to predict")
 
     training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4) or fetch one."))
 
@@ -233,6 +269,16 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+
+    sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
+    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9")
+    sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
+    sub.add_argument(
+        "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"
+    )
+
+    sub = stage("numbers", _numbers, "Collect the numbers beside the figures as CSV and Markdown.")
+    sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="CSV", help="numbers_<method>.csv")
 
     sub = stage("summary", _summary, "Put the methods side by side, with paired differences in paired.csv beside it.")
     for protocol in ("linear", "fewshot"):

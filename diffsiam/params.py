@@ -193,6 +193,15 @@ class Ranges:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelClassifier:
+    width: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Generation:
     methods: tuple[str, ...]
     steps: int
@@ -207,6 +216,7 @@ class Generation:
     manipulation_scales: tuple[float, ...]
     noise_levels: tuple[int, ...]
     measured: int
+    classifier: PixelClassifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +278,9 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_COMPUTE),
     "generation": ("generation", *_COMPUTE),
+    "attributes": _COMPUTE,
     "figures": ("figures", "generation.methods"),
+    "numbers": (),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")

@@ -13,7 +13,257 @@ manipulation_<method>.npz (Figures 4.5 to 4.7): ``images`` (attributes, samples,
     d for one on all of z; rows in the order of ``--probmask``; ``scales`` (scales,); ``indices`` (samples,).
 classifier.safetensors: the attribute classifier on pixels that the numbers are measured by, one for all methods;
     average precisions on the test images in classifier.json.
-numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row.
+numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row:
+    measure round_trip: subject frozen_model (inverted and sampled by the diffusion model alone), conditioned (both
+        given z) or frozen_inversion (inverted by the diffusion model alone, sampled given z); metric mse, psnr (dB).
+    measure manipulation: subject d' and scale, as ``16 +6.8``; the attribute; metric intended, others
+        (`measure.manipulated`). Data sets with attributes only, as the next.
+    measure counterfactual: subject the segment range, as ``0-8``; the attribute that it carries; metric intended,
+        others (`measure.exchanged`).
 """
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffsiam import runtime
+from diffsiam.data import pixels
+from diffsiam.data.images import open_images
+from diffsiam.diffusion import ddim, schedule
+from diffsiam.errors import UserError
+from diffsiam.evaluation.probmask import Classifier, check_attributes, find, read
+from diffsiam.generation import measure
+from diffsiam.generation import model as guided
+from diffsiam.generation.counterfactual import Range, check_range, counterfactual
+from diffsiam.generation.manipulation import manipulate
+from diffsiam.models.unet import DiffusionModel, timesteps_like
+from diffsiam.params import Generation, Pairs, Runtime
+
+COLUMNS = ("dataset", "method", "seed", "measure", "subject", "attribute", "metric", "value", "images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The inputs of one command; ``representation``, ``probmask`` and ``classifier`` for those that take them."""
+
+    cfg: Generation
+    device: torch.device
+    data: Path
+    root: Path
+    diffusion: Path | None = None
+    representation: Path | None = None
+    probmask: tuple[Path, ...] = ()
+    classifier: Path | None = None
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        return runtime.read_json(self.data / "meta.json")
+
+    @functools.cached_property
+    def model(self) -> guided.Guided:
+        """The trained networks, for images of the data's size."""
+        representation, diffusion = given(self.representation, "--representation"), given(self.diffusion, "--diffusion")
+        return guided.load(representation, diffusion, self.cfg, self.device)
+
+    @functools.cached_property
+    def trained(self) -> dict[str, Any]:
+        """config.json of the representation."""
+        return runtime.read_json(given(self.representation, "--representation") / "config.json")
+
+    @functools.cached_property
+    def classifiers(self) -> list[Classifier]:
+        return [read(path) for path in self.probmask]
+
+    def test(self, indices: NDArray[np.int64]) -> Tensor:
+        """Test images (N, 3, side, side) in [-1, 1]."""
+        return pixels.to_float(open_images(self.data / "images_test.npy", self.root)[torch.from_numpy(indices)])
+
+    def pairs(self) -> NDArray[np.int64]:
+        """Indices of the figures' pairs of test images, (P, 2)."""
+        return draw_pairs(self.cfg.pairs, self.meta["counts"]["test"], self.data)
+
+    def ranges(self) -> list[Range]:
+        """The data set's segment ranges, and all of z."""
+        n = self.model.segments
+        rows = [span for row in self.cfg.ranges if row.dataset == self.meta["dataset"] for span in row.ranges]
+        return [*(check_range(span, n) for span in rows), (0, n)]
+
+
+def run(
+    what: str,
+    cfg: Generation,
+    rt: Runtime,
+    data: Path,
+    diffusion: Path | None,
+    out: Path,
+    *,
+    root: Path,
+    representation: Path | None = None,
+    probmask: tuple[Path, ...] = (),
+    classifier: Path | None = None,
+) -> None:
+    """Make one of the files that this module's docstring describes.
+
+    Args:
+        what: denoise, counterfactual, manipulation, classifier or numbers.
+        data: folder of the prepared data set that the networks were trained on.
+        diffusion, representation, probmask, classifier: what the earlier stages left.
+        root: `data.root`, where images that are streamed lie.
+    Raises:
+        UserError: an input that this one needs was not named or is not there; bad pairs or ranges.
+    """
+    device = runtime.select_device(rt)
+    job = Job(cfg, device, data, root, diffusion, representation, tuple(probmask), classifier)
+    if what == "classifier":
+        return train_classifier(job, out)
+    if what == "numbers":
+        with runtime.atomic(out) as temporary:
+            numbers(job).to_csv(temporary, index=False, float_format="%.6g")
+        return None
+    arrays = {"denoise": denoise, "counterfactual": counterfactuals, "manipulation": manipulations}[what](job)
+    with runtime.atomic(out) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
+    return None
+
+
+def denoise(job: Job) -> dict[str, NDArray[Any]]:
+    """Figure 1.1: x0_hat of the frozen model from growing noise."""
+    dm = DiffusionModel.load(given(job.diffusion, "--diffusion")).to(job.device)
+    table, indices = schedule.Schedule().to(job.device), job.pairs().reshape(-1)
+    x0 = job.test(indices).to(job.device)
+    noise = ddim.noise_like(x0, job.cfg.pairs.seed, "denoise", indices.tolist())
+    noisy, images = [], []
+    for level in job.cfg.noise_levels:
+        t = timesteps_like(level, x0)
+        x = table.q_sample(x0, t, noise)
+        with torch.no_grad():
+            images.append(to_stored(table.x0_from_noise(x, t, dm.predict_noise(x, t))))
+        noisy.append(to_stored(x))
+    stacked = {"images": np.stack(images, axis=1), "noisy": np.stack(noisy, axis=1)}
+    return {**stacked, "originals": to_stored(x0), "timesteps": np.array(job.cfg.noise_levels, np.int64)}
+
+
+def counterfactuals(job: Job) -> dict[str, NDArray[Any]]:
+    """Figures 4.1 to 4.4: Algorithm 2 both ways."""
+    indices, ranges = job.pairs(), job.ranges()
+    scales = torch.tensor(job.cfg.scales, dtype=torch.float64)
+    x0 = job.test(indices.T.reshape(-1))
+    z, x_T = job.model.latents(x0)
+    source, target = zip(z.chunk(2), x_T.chunk(2), strict=True)
+    there, back = (
+        to_stored(counterfactual(job.model, a, b, ranges, scales)) for a, b in ((source, target), (target, source))
+    )
+    sources, targets = (to_stored(part) for part in x0.chunk(2))
+    arrays = {"images": there, "reverse": back, "sources": sources, "targets": targets}
+    return {**arrays, "ranges": np.array(ranges, np.int64), "scales": scales.numpy(), "indices": indices}
+
+
+def manipulations(job: Job) -> dict[str, NDArray[Any]]:
+    """Figures 4.5 to 4.7: Algorithm 3 for every classifier."""
+    if not job.classifiers:
+        raise UserError("generate manipulation: name the attribute classifiers with --probmask.")
+    indices = job.pairs().reshape(-1)
+    scales = torch.tensor(job.cfg.manipulation_scales, dtype=torch.float64)
+    x0 = job.test(indices)
+    latents = job.model.latents(x0)
+    images = [to_stored(manipulate(job.model, latents, c, scales)) for c in job.classifiers]
+    names, dims = np.array([c.name for c in job.classifiers]), np.array([c.dims for c in job.classifiers], np.int64)
+    arrays = {"images": np.stack(images), "originals": to_stored(x0), "attributes": names, "dims": dims}
+    return {**arrays, "scales": scales.numpy(), "indices": indices}
+
+
+def train_classifier(job: Job, out: Path) -> None:
+    """The attribute classifier on pixels; its scores stand beside it."""
+    names, cfg = check_attributes(job.meta, job.data), job.cfg.classifier
+    images = {split: open_images(job.data / f"images_{split}.npy", job.root) for split in ("train", "test")}
+    labels = {split: np.load(job.data / f"attributes_{split}.npy") for split in images}
+    net = measure.train(images["train"], labels["train"], cfg, job.device)
+    precision = measure.scores(net, images["test"][:], labels["test"], job.device)
+    facts = {"width": cfg.width, "image_size": images["train"].shape[1], "attributes": names}
+    measure.save(out, net, {**facts, "average_precision": dict(zip(names, precision, strict=True))})
+
+
+def numbers(job: Job) -> pd.DataFrame:
+    """Round trips; and where images have attributes, what manipulation and counterfactuals change."""
+    count, wanted = job.meta["counts"]["test"], job.cfg.measured
+    indices = runtime.rng(job.cfg.pairs.seed, "measured").permutation(count)[:wanted]
+    x0 = job.test(indices)
+    z, x_T = job.model.latents(x0)
+    rows = round_trips(job, x0, z)
+    if job.classifier is not None:
+        names = check_attributes(job.meta, job.data)
+        net = measure.load(job.classifier, names).to(job.device)
+        judge = functools.partial(_judge, net, job.device)
+        same = measure.exclusive(np.load(job.data / "attributes_train.npy"))
+        base = judge(job.model.sample(x_T, z))
+        for c in job.classifiers:
+            a = find(c.name, names, job.data)
+            for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
+                edited = manipulate(job.model, (z, x_T), c, torch.tensor([scale]))[:, 0]
+                found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
+                rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
+        labels = np.load(job.data / "attributes_test.npy")[indices].astype(np.int64)
+        partner = np.roll(np.arange(len(indices)), -1)
+        other, one = (z[partner], x_T[partner]), torch.ones(1)
+        for span in job.ranges():
+            edited = counterfactual(job.model, (z, x_T), other, [span], one)[:, 0, 0]
+            carried = measure.exchanged(judge(edited) - base, labels[partner] - labels, same)
+            if carried is not None:
+                rows += _rows("counterfactual", f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
+    whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
+    return pd.DataFrame([{**whose, **row, "images": len(indices)} for row in rows], columns=list(COLUMNS))
+
+
+def round_trips(job: Job, x0: Tensor, z: Tensor) -> list[dict[str, Any]]:
+    """Inversion followed by sampling, without z, with z, and with z in sampling only."""
+    model, free = job.model, job.model.invert(x0, None)
+    returned = {
+        "frozen_model": model.sample(free, None),
+        "conditioned": model.sample(model.invert(x0, z), z),
+        "frozen_inversion": model.sample(free, z),
+    }
+    return [row for name, x in returned.items() for row in _rows("round_trip", name, "", measure.round_trip(x0, x))]
+
+
+def draw_pairs(cfg: Pairs, count: int, data: Path) -> NDArray[np.int64]:
+    """Pairs (P, 2) of indices below ``count``: those of ``cfg.indices``, or 2P different ones by lot."""
+    if cfg.indices is not None:
+        chosen = np.array(cfg.indices, np.int64)
+        if chosen.max() >= count:
+            raise UserError(f"generation.pairs.indices: {chosen.max()}, but {data} has {count} test images, from 0.")
+        return chosen
+    if 2 * cfg.count > count:
+        raise UserError(f"generation.pairs.count: {cfg.count} pairs need {2 * cfg.count} images; {data} has {count}.")
+    return runtime.rng(cfg.seed, "pairs").permutation(count)[: 2 * cfg.count].reshape(-1, 2)
+
+
+def to_stored(images: Tensor) -> NDArray[np.uint8]:
+    """Images (..., 3, H, W) in [-1, 1] as uint8 (..., H, W, 3)."""
+    flat = pixels.to_uint8(images.reshape(-1, *images.shape[-3:])).cpu()
+    return flat.reshape(*images.shape[:-3], *flat.shape[1:]).numpy()
+
+
+def given(path: Path | None, option: str) -> Path:
+    """``path``; a `UserError` where the option was left out."""
+    if path is None:
+        raise UserError(f"{option} is missing; `diffsiam generate --help` says which one needs it.")
+    return path
+
+
+def _judge(net: measure.AttributeNet, device: torch.device, images: Tensor) -> NDArray[np.float64]:
+    """Probabilities (N, A) of images (N, 3, H, W), as they would be stored."""
+    return net.probabilities(torch.from_numpy(to_stored(images)), device).double().numpy()
+
+
+def _rows(what: str, subject: str, attribute: str, found: dict[str, float]) -> list[dict[str, Any]]:
+    shared = {"measure": what, "subject": subject, "attribute": attribute}
+    return [{**shared, "metric": metric, "value": value} for metric, value in found.items()]

@@ -1,0 +1,144 @@
+"""The z-conditioned diffusion model of Algorithms 2 and 3: the frozen U-Net with a trained encoder and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsiam import params, runtime
+from diffsiam.diffusion import ddim
+from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
+from diffsiam.errors import UserError
+from diffsiam.evaluation.features import load_encoder
+from diffsiam.models import segments
+from diffsiam.models.decoder import Decoder
+from diffsiam.models.encoder import Encoder
+from diffsiam.models.unet import WEIGHTS, DiffusionModel
+from diffsiam.params import Generation
+from diffsiam.training import methods
+from diffsiam.training.representation import method_edges
+
+
+class Guided:
+    """Encodes, inverts and samples images (N, 3, side, side) in [-1, 1], any N, ``cfg.batch_size`` at a time.
+
+    Args:
+        edges: (n + 1,), the segments of z.
+        mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does;
+            Algorithms 2 and 3 give the decoder the whole z at every step.
+    """
+
+    def __init__(
+        self,
+        dm: DiffusionModel,
+        encoder: Encoder,
+        decoder: Decoder,
+        edges: Tensor,
+        cfg: Generation,
+        *,
+        mask_by_step: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for network in (dm, encoder, decoder):
+            network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.dm, self.encoder, self.decoder = dm, encoder, decoder
+        self.table = Schedule().to(device)
+        self.edges, self.cfg, self.mask_by_step, self.device = edges, cfg, mask_by_step, torch.device(device)
+
+    @property
+    def segments(self) -> int:
+        """n."""
+        return len(self.edges) - 1
+
+    def noise(self, z: Tensor | None) -> ddim.Model:
+        """The noise that the model predicts given z (N, d); of the frozen U-Net alone where z is None.
+
+        With ``guidance: w_t`` x0_hat is u_theta(x_t, t) + w_t g_phi(z, x_t, t) (Algorithms 2, 3; in noise space
+        `Schedule.noise_shift`), with ``score`` the noise is shifted by -sqrt(1 - abar_t) g_phi (Eq. 3.8).
+        """
+        if z is None:
+            return self.dm.predict_noise
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            trunk = self.dm.trunk(x, t)
+            strength = self.table.noise_shift(t) if self.cfg.guidance == "w_t" else -self.table.sigma(t)
+            return self.dm.predict_noise(x, t, trunk) + strength * self.decoder(self._seen(z, t), trunk)
+
+        return predict
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """z (N, d) of images."""
+        return self._batches("encode", lambda x: self.encoder(x), x0)
+
+    def invert(self, x0: Tensor, z: Tensor | None) -> Tensor:
+        """x_T of images by the prediction conditioned on z, or by the frozen U-Net alone where z is None."""
+        return self._integrate("invert", ddim.invert, x0, z)
+
+    def sample(self, x_T: Tensor, z: Tensor | None) -> Tensor:
+        """Images of noise x_T, as `invert`."""
+        return self._integrate("sample", ddim.sample, x_T, z)
+
+    def latents(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """(z, x_T) of images, inverted as ``cfg.inversion`` says."""
+        z = self.encode(x0)
+        return z, self.invert(x0, z if self.cfg.inversion == "conditioned" else None)
+
+    def _seen(self, z: Tensor, t: Tensor) -> Tensor:
+        if not self.mask_by_step:
+            return z
+        k = segments.segment_of_step(t - 1, self.segments, TIMESTEPS)
+        return segments.mask(z, k, self.edges, "hierarchical")
+
+    def _integrate(self, what: str, direction: Callable[..., Tensor], x: Tensor, z: Tensor | None) -> Tensor:
+        cfg = self.cfg
+
+        def run(x: Tensor, *z: Tensor) -> Tensor:
+            model = self.noise(z[0] if z else None)
+            return direction(model, x, cfg.steps, self.table, clip=cfg.clip, solver=cfg.solver)
+
+        return self._batches(what, run, x, *([] if z is None else [z]))
+
+    @torch.no_grad()
+    def _batches(self, what: str, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        progress, done = runtime.Progress(len(tensors[0]), what, "images"), []
+        for batch in zip(*(t.split(self.cfg.batch_size) for t in tensors), strict=True):
+            x, *rest = (part.to(self.device) for part in batch)
+            done.append(function(x.contiguous(memory_format=torch.channels_last), *rest).cpu())
+            progress.update(len(x))
+        progress.close()
+        return torch.cat(done)
+
+
+def load(representation: Path, diffusion: Path, cfg: Generation, device: torch.device | str) -> Guided:
+    """Read what stages `diffusion` and `representation` left: EMA weights of encoder and decoder.
+
+    Raises:
+        UserError: a file is missing, the method has no decoder, or the decoder was trained on another diffusion model.
+    """
+    config = runtime.read_json(representation / "config.json")
+    method = methods.lookup(config["method"])
+    if not method.diffusion:
+        able = ", ".join(name for name, m in methods.METHODS.items() if m.diffusion)
+        raise UserError(f"{representation}: {config['method']} has no decoder to make pictures with. Methods: {able}.")
+    recorded = config["params"].get("diffusion_model")
+    dm = DiffusionModel.load(diffusion)
+    if recorded != (met := runtime.sha256(diffusion / WEIGHTS)):
+        raise UserError(
+            f"{representation} was trained on a diffusion model with checksum {recorded}, but {diffusion / WEIGHTS} "
+            f"has {met}. Name the folder that it was trained on, or train it anew with Snakemake."
+        )
+    encoder, _ = load_encoder(representation / "encoder_ema.safetensors")
+    decoder = Decoder(dm.unet, config["dim"])
+    decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
+    edges = method_edges(method, params.section(config["params"], params.Representation))
+    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=method.segment == "timestep", device=device)
+
+
+def trained(results: Path) -> list[dict[str, Any]]:
+    """What `load` could take below ``results``: pretrain, method and seed of each, sorted by name."""
+    found = sorted(results.glob("representation/*/*/seed*/decoder_ema.safetensors"))
+    return [dict(zip(("pretrain", "method", "seed"), path.parts[-4:-1], strict=True)) for path in found]
