@@ -12,7 +12,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"errors"},
     {"params", "digest"},
     {"runtime"},
-    {"data", "records"},
+    {"data", "records", "cluster"},
     {"models"},
     {"diffusion"},
     {"training"},
