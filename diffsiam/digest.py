@@ -27,6 +27,9 @@ STAGE_MODULES = {
     "fewshot": "diffsiam.evaluation.fewshot",
     "probmask": "diffsiam.evaluation.probmask",
     "generation": "diffsiam.generation.figures",
+    "attributes": "diffsiam.data.scene_attributes",
+    "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
+    "numbers": "diffsiam.report.numbers",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

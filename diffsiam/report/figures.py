@@ -144,7 +144,8 @@ def _size(images: np.ndarray) -> str:
     return f"{images.shape[-3]}x{images.shape[-2]}"
 
 
-def _method(name: str) -> str:
+def method_title(name: str) -> str:
+    """The method as tables and figures call it."""
     return methods.lookup(name).title
 
 
@@ -184,11 +185,11 @@ def counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> 
             blocks.append([_both_ways(a, pair, i) for pair in range(len(a["sources"]))])
             words = [names[position]] if names else []
             words += [] if full else [f"{start}-{stop}"]
-            left.append("\n".join(words + ([_method(name)] if len(arrays) > 1 else [])))
+            left.append("\n".join(words + ([method_title(name)] if len(arrays) > 1 else [])))
     what = "all of z" if full else "ranges of segments"
     title = f"Counterfactuals on {what}: {inputs.dataset}, {_size(first['images'])}"
     if len(arrays) == 1:
-        title += f", {_method(next(iter(arrays)))}"
+        title += f", {method_title(next(iter(arrays)))}"
     above = [f"pair {i + 1}: test images {a} and {b}" for i, (a, b) in enumerate(first["indices"])]
     scales = first["scales"]
     return Grid(title, blocks, left, above, ["source", *(f"{s:g}" for s in scales)]).draw()
@@ -210,13 +211,7 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
     """
     arrays = inputs.arrays()
     first = next(iter(arrays.values()))
-    attributes = list(dict.fromkeys(first["attributes"].tolist()))
-    widest = {a: max(_dims(first, a)) for a in attributes}
-    rows = [
-        (i, a, int(d))
-        for i, (a, d) in enumerate(zip(first["attributes"].tolist(), first["dims"], strict=True))
-        if (int(d) == widest[a]) == full
-    ]
+    rows = manipulated(first, full=full)
     samples = range(len(first["originals"]))
     blocks, left = [], []
     for i, attribute, dims in rows:
@@ -227,17 +222,20 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
         else:
             for name, a in arrays.items():
                 blocks.append([a["images"][i, s : s + 1] for s in samples])
-                left.append(f"{label}\n{_method(name)}")
+                left.append(f"{label}\n{method_title(name)}")
     kind = "all of z" if full else "few dimensions of z"
     title = f"Manipulation along {kind}: {inputs.dataset}, {_size(first['images'])}"
-    above = [f"{_method(n)}, test image {i}" for n in arrays for i in first["indices"]]
+    above = [f"{method_title(n)}, test image {i}" for n in arrays for i in first["indices"]]
     if not side_by_side:
         above = [f"test image {i}" for i in first["indices"]]
     return Grid(title, blocks, left, above, [f"{s:+g}" if s else "0" for s in first["scales"]]).draw()
 
 
-def _dims(arrays: Mapping[str, np.ndarray], attribute: str) -> list[int]:
-    return arrays["dims"][arrays["attributes"] == attribute].tolist()
+def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[int, str, int]]:
+    """Rows of the arrays with their attribute and dimensions: the classifiers on all of z, or the masked ones."""
+    rows = [(i, str(a), int(d)) for i, (a, d) in enumerate(zip(arrays["attributes"], arrays["dims"], strict=True))]
+    whole = {attribute: max(d for _, a, d in rows if a == attribute) for _, attribute, _ in rows}
+    return [row for row in rows if (row[2] == whole[row[1]]) == full]
 
 
 def loss(inputs: Inputs) -> Figure:
@@ -253,7 +251,7 @@ def loss(inputs: Inputs) -> Figure:
         window = max(1, len(history) // 25)
         (line,) = ax.plot(history["step"], history["diffusion"], lw=0.5, alpha=0.4)
         smooth = history["diffusion"].rolling(window, min_periods=1).mean()
-        ax.plot(history["step"], smooth, color=line.get_color(), lw=1.6, label=_method(name))
+        ax.plot(history["step"], smooth, color=line.get_color(), lw=1.6, label=method_title(name))
     ax.set(xlabel="step", ylabel="loss of Eq. 3.11, mean over pixels", title=f"Training loss: {inputs.dataset}")
     ax.set_yscale("log")
     ax.legend()

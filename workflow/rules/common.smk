@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from diffsiam import digest, params
+from diffsiam.data import sources
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS
 
@@ -32,8 +33,13 @@ wildcard_constraints:
 
 
 def own(stage):
-    """The parameters that the stage's results depend on, as the command takes them."""
-    return json.dumps(params.select(config, params.STAGE_PARAMS[stage]))
+    """The parameters that the stage's results depend on, as the command takes them, for the job's data set."""
+
+    def of_job(wildcards):
+        dataset = wildcards.get("pretrain", wildcards.get("dataset", ""))
+        return json.dumps(params.select(params.of(config, dataset), params.STAGE_PARAMS[stage]))
+
+    return of_job
 
 
 def every(pattern):

@@ -1,10 +1,18 @@
+# Data sets whose attributes, if figures ask for any, come from a table.
+PSEUDO_LABELLED = [row.name for row in sources.DATASETS.values() if row.pseudo_labels]
+PSEUDO_LABELLED = {row["dataset"] for row in config["probmask"]["attributes"]} & set(PSEUDO_LABELLED)
+
+
 rule data:
+    input:
+        attributes=lambda w: [f"results/attributes/{w.dataset}.csv"] if w.dataset in PSEUDO_LABELLED else [],
     output:
-        multiext(f"{DATA}/", "images_train.npy", "images_test.npy", "labels_train.npy", "labels_test.npy"),
+        expand(f"{DATA}/{{kind}}_{{part}}.npy", kind=["images", "labels", "attributes"], part=["train", "test"], allow_missing=True),
         meta=f"{DATA}/meta.json",
     params:
         own=own("data"),
         code=digest.digest("data"),
+        attributes=lambda w, input: f"--attributes {input.attributes[0]}" if input.attributes else "",
     log:
         "results/logs/data/{dataset}.log",
     benchmark:
@@ -13,5 +21,5 @@ rule data:
         mem_mb=4000,
         runtime=240,
     shell:
-        "diffsiam data {wildcards.dataset} --out $(dirname {output.meta}) "
+        "diffsiam data {wildcards.dataset} --out $(dirname {output.meta}) {params.attributes} "
         "--params {params.own:q} 2>&1 | tee {log}"

@@ -10,7 +10,7 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             config=every(f"{ENCODER}/config.json"),
             reference=f"workflow/reference/thesis_table{number}.csv",
         output:
-            csv=f"results/table{number}.csv",
+            csv=report(f"results/table{number}.csv", caption=f"../report/table{number}.rst", category="Tables"),
             md=f"results/table{number}.md",
             tex=f"results/table{number}.tex",
         params:
@@ -34,7 +34,7 @@ rule summary:
         reference=expand("workflow/reference/thesis_table{number}.csv", number=["4_1", "4_2"]),
     output:
         md="results/summary.md",
-        paired="results/paired.csv",
+        paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
     params:
         own=own("tables"),
         code=digest.digest("tables"),

@@ -1,0 +1,107 @@
+"""What a run's own figures show, in numbers: the second half of each caption of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from diffsiam import runtime
+from diffsiam.report.figures import Inputs, manipulated, method_title
+
+
+def write(number: str, inputs: Inputs, out: Path) -> None:
+    """Write what this run's figure ``number`` shows to ``out``, reStructuredText."""
+    runtime.write_text(out, f"**This run** ({inputs.dataset}): {SHOWS[number](inputs)}\n")
+
+
+def change(images: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference in grey levels (0 to 255)."""
+    return float(np.abs(images.astype(np.float32) - reference.astype(np.float32)).mean())
+
+
+def _denoise(inputs: Inputs) -> str:
+    (a,) = inputs.arrays().values()
+    errors = [change(a["images"][:, i], a["originals"]) for i in range(len(a["timesteps"]))]
+    rises = "grows with every step shown" if errors == sorted(errors) else "does not grow with every step shown"
+    listed = ", ".join(f"t = {t}: {e:.1f}" for t, e in zip(a["timesteps"], errors, strict=True))
+    return f"the distance of the reconstruction from the original {rises} (mean grey levels: {listed})."
+
+
+def _ranges(inputs: Inputs) -> str:
+    """Pixels moved by each range, from the reconstruction-like start to scale 1."""
+    lines = []
+    for name, a in inputs.arrays().items():
+        moved = [_moved(a, i) for i in range(len(a["ranges"]))]
+        parts = [f"{start}-{stop}: {m:.1f}" for (start, stop), m in zip(a["ranges"][:-1], moved, strict=False)]
+        lines.append(f"{method_title(name)}: {', '.join(parts)}; all of z: {moved[-1]:.1f}")
+    return (
+        "mean grey levels between the first scale and the last, both ways, by range of segments. "
+        + ". ".join(lines)
+        + "."
+    )
+
+
+def _moved(arrays: Mapping[str, np.ndarray], i: int) -> float:
+    ways = (arrays["images"][:, i], arrays["reverse"][:, i])
+    return float(np.mean([change(way[:, -1], way[:, 0]) for way in ways]))
+
+
+def _whole(inputs: Inputs) -> str:
+    """How near scale 1 on all of z comes to the other image."""
+    words = []
+    for name, a in inputs.arrays().items():
+        near = [change(a["images"][:, -1, -1], a["targets"]), change(a["reverse"][:, -1, -1], a["sources"])]
+        words.append(f"{method_title(name)} {np.mean(near):.1f}")
+    return f"mean grey levels between the picture at scale {a['scales'][-1]:g} and the other image: {', '.join(words)}."
+
+
+def _manipulation(inputs: Inputs, *, full: bool) -> str:
+    words = []
+    for name, a in inputs.arrays().items():
+        middle = int(np.abs(a["scales"]).argmin())
+        ends = [
+            change(a["images"][i][:, e], a["images"][i][:, middle])
+            for i, *_ in manipulated(a, full=full)
+            for e in (0, -1)
+        ]
+        words.append(f"{method_title(name)} {np.mean(ends):.1f}")
+    return (
+        f"mean grey levels between the ends (scales {a['scales'][0]:g}, {a['scales'][-1]:g}) and the middle: "
+        f"{', '.join(words)}. Whether the change is the attribute's: the numbers of results/generation.csv."
+    )
+
+
+def _loss(inputs: Inputs) -> str:
+    words = []
+    for name, path in inputs.files.items():
+        history = pd.read_csv(path)
+        last = history["diffusion"].tail(max(1, len(history) // 10)).mean()
+        words.append(f"{method_title(name)} {last:.4g}")
+    steps = int(history["step"].iloc[-1])
+    return f"loss of Eq. 3.11, mean over the last tenth of {steps} steps: {', '.join(words)}."
+
+
+def _shapes(inputs: Inputs) -> str:
+    record = runtime.read_json(inputs.files["representation"])
+    return (
+        f"drawn from the networks as trained: width {record['encoder_width']}, d = {record['dim']}, "
+        f"n = {record['segments']}, images of {record['image_size']}x{record['image_size']}."
+    )
+
+
+SHOWS: dict[str, Callable[[Inputs], str]] = {
+    "1_1": _denoise,
+    "3_1": _shapes,
+    "4_1": _ranges,
+    "4_2": _ranges,
+    "4_3": _whole,
+    "4_4": _whole,
+    "4_5": lambda inputs: _manipulation(inputs, full=False),
+    "4_6": lambda inputs: _manipulation(inputs, full=False),
+    "4_7": lambda inputs: _manipulation(inputs, full=True),
+    "4_8": _shapes,
+    "4_9": _loss,
+}

@@ -1,0 +1,236 @@
+# The generative half: attribute classifiers, pictures and numbers per data set and method, and the figures.
+FIGURES = {name.removeprefix("fig"): dataset for name, dataset in config["figures"]["datasets"].items()}
+CLASSIFIERS = {}  # data set -> file stems of its attribute classifiers, rows of the figures in order
+for row in config["probmask"]["attributes"]:
+    CLASSIFIERS.setdefault(row["dataset"], []).extend(params.Attribute(**row).stems)
+SHOWN = f"seed{config['seeds'][0]}"  # the trainings that figures show
+MADE = "results/generation/{pretrain}"
+TEST = multiext("results/data/{pretrain}/", "images_test.npy", "attributes_test.npy", "meta.json")
+TRAINED = multiext(
+    f"results/representation/{{pretrain}}/{{method}}/{SHOWN}/", "config.json", "encoder_ema.safetensors", "decoder_ema.safetensors"
+)
+
+
+def classifiers(wildcards):
+    """The attribute classifiers of a trained method, masked and on all dimensions in turn."""
+    folder = f"results/probmask/{wildcards.pretrain}/{wildcards.method}/{SHOWN}"
+    return [f"{folder}/{stem}.safetensors" for stem in CLASSIFIERS.get(wildcards.pretrain, [])]
+
+
+def judge(wildcards):
+    """The classifier on pixels that tells what an edit changed; none where images have no attributes."""
+    return [f"{MADE}/classifier.safetensors"] if wildcards.pretrain in CLASSIFIERS else []
+
+
+# What each kind of pictures or numbers needs besides the test images and the diffusion model.
+KINDS = {
+    "denoise.npz": {},
+    "counterfactual_{method}.npz": {"trained": TRAINED},
+    "manipulation_{method}.npz": {"trained": TRAINED, "probmask": classifiers},
+    "numbers_{method}.csv": {"trained": TRAINED, "probmask": classifiers, "classifier": judge},
+}
+
+
+def options(wildcards, input):
+    """The files of a job as the command takes them."""
+    words = ["--representation", Path(input.trained[0]).parent.as_posix()] if input.get("trained") else []
+    words += ["--probmask", *input.probmask] if input.get("probmask") else []
+    return " ".join(words + (["--classifier", *input.classifier] if input.get("classifier") else []))
+
+
+for file, needs in KINDS.items():
+    kind = file.split("_")[0].split(".")[0]
+
+    rule:
+        name:
+            f"generate_{kind}"
+        input:
+            **needs,
+            test=TEST,
+            diffusion=rules.diffusion.output[:2],
+        output:
+            f"{MADE}/{file}",
+        params:
+            own=own("generation"),
+            code=digest.digest("generation"),
+            kind=kind,
+            options=options,
+        log:
+            f"results/logs/generation/{{pretrain}}/{file.split('.')[0]}.log",
+        benchmark:
+            f"results/timings/generation/{{pretrain}}/{file.split('.')[0]}.tsv"
+        threads: THREADS
+        resources:
+            mem_mb=8000,
+            runtime=12 * 60,
+            gpu=0,
+        shell:
+            "diffsiam generate {params.kind} --data results/data/{wildcards.pretrain} "
+            "--diffusion results/diffusion/{wildcards.pretrain} {params.options} --out {output} "
+            "--params {params.own:q} 2>&1 | tee {log}"
+
+
+for dataset, stems in CLASSIFIERS.items():
+
+    rule:
+        name:
+            f"probmask_{dataset}"
+        input:
+            encoder=f"results/representation/{dataset}/{{method}}/seed{{seed}}/encoder_ema.safetensors",
+            config=f"results/representation/{dataset}/{{method}}/seed{{seed}}/config.json",
+            arrays=expand(f"results/data/{dataset}/{{kind}}_{{part}}.npy", kind=["images", "attributes"], part=["train", "test"]),
+            meta=f"results/data/{dataset}/meta.json",
+        output:
+            expand(
+                "results/probmask/{dataset}/{{method}}/seed{{seed}}/{stem}.{suffix}",
+                dataset=dataset,
+                stem=stems,
+                suffix=["safetensors", "json"],
+            ),
+        params:
+            own=own("probmask"),
+            code=digest.digest("probmask"),
+        log:
+            f"results/logs/probmask/{dataset}/{{method}}/seed{{seed}}.log",
+        benchmark:
+            f"results/timings/probmask/{dataset}/{{method}}/seed{{seed}}.tsv"
+        threads: THREADS
+        resources:
+            mem_mb=8000,
+            runtime=120,
+        shell:
+            "diffsiam probmask --encoder {input.encoder} --data $(dirname {input.meta}) --out $(dirname {output[0]}) "
+            "--params {params.own:q} 2>&1 | tee {log}"
+
+
+rule pixel_classifier:
+    input:
+        arrays=expand("results/data/{{pretrain}}/{kind}_{part}.npy", kind=["images", "attributes"], part=["train", "test"]),
+        meta="results/data/{pretrain}/meta.json",
+    output:
+        weights=f"{MADE}/classifier.safetensors",
+        facts=f"{MADE}/classifier.json",
+    params:
+        own=own("generation"),
+        code=digest.digest("generation"),
+    log:
+        "results/logs/generation/{pretrain}/classifier.log",
+    benchmark:
+        "results/timings/generation/{pretrain}/classifier.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    shell:
+        "diffsiam generate classifier --data $(dirname {input.meta}) --out {output.weights} "
+        "--params {params.own:q} 2>&1 | tee {log}"
+
+
+rule attributes:
+    output:
+        "results/attributes/{dataset}.csv",
+    params:
+        own=own("attributes"),
+        code=digest.digest("attributes"),
+        data=lambda w: json.dumps(params.select(params.of(config, w.dataset), params.STAGE_PARAMS["data"])),
+        names=lambda w: [row["name"] for row in config["probmask"]["attributes"] if row["dataset"] == w.dataset],
+    log:
+        "results/logs/attributes/{dataset}.log",
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=12 * 60,
+    shell:
+        "diffsiam attributes {wildcards.dataset} --names {params.names:q} --out {output} "
+        "--params {params.data:q} --params {params.own:q} 2>&1 | tee {log}"
+
+
+def made(file, dataset, methods):
+    """Pictures by method."""
+    return {method: f"results/generation/{dataset}/{file}_{method}.npz" for method in methods}
+
+
+def figure_inputs(number, dataset):
+    """What a figure is drawn from, by the name that the command takes it under."""
+    trained = f"results/representation/{dataset}/{{}}/{SHOWN}"
+    own, all_methods = config["figures"]["method"], config["generation"]["methods"]
+    match number:
+        case "1_1":
+            return {"frozen": f"results/generation/{dataset}/denoise.npz"}
+        case "3_1":
+            return {"representation": f"{trained.format(own)}/config.json", "diffusion": f"results/diffusion/{dataset}/config.json"}
+        case "4_1":
+            return made("counterfactual", dataset, [own])
+        case "4_2" | "4_3" | "4_4":
+            return made("counterfactual", dataset, all_methods)
+        case "4_5" | "4_6" | "4_7":
+            return made("manipulation", dataset, all_methods)
+        case "4_8":
+            return {"representation": f"{trained.format(own)}/config.json"}
+        case "4_9":
+            return {name: f"{trained.format(name)}/history.csv" for name in ("diffsiam_hier", "diffsiam_hier_detach")}
+
+
+for number, dataset in FIGURES.items():
+
+    rule:
+        name:
+            f"fig{number}"
+        input:
+            figure_inputs(number, dataset).values(),
+        output:
+            png=report(
+                f"results/figures/fig{number}.png",
+                caption=f"../report/fig{number}.rst",
+                category="Figures",
+                labels={"figure": number.replace("_", "."), "data set": dataset},
+            ),
+            pdf=f"results/figures/fig{number}.pdf",
+            shows=f"results/figures/fig{number}.rst",
+        params:
+            own=own("figures"),
+            code=digest.digest("figures"),
+            number=number,
+            dataset=dataset,
+            files=[f"{name}={file}" for name, file in figure_inputs(number, dataset).items()],
+        localrule: True
+        log:
+            f"results/logs/figures/fig{number}.log",
+        resources:
+            mem_mb=2000,
+            runtime=10,
+        shell:
+            "diffsiam figure {params.number} --dataset {params.dataset} --input {params.files} --out {output.png} "
+            "--params {params.own:q} 2>&1 | tee {log}"
+
+
+rule numbers:
+    input:
+        expand(
+            "results/generation/{dataset}/numbers_{method}.csv",
+            dataset=sorted({dataset for number, dataset in FIGURES.items() if number in {f"4_{i}" for i in range(1, 8)}}),
+            method=config["generation"]["methods"],
+        ),
+    output:
+        csv=report("results/generation.csv", caption="../report/generation.rst", category="Figures", labels={"figure": "numbers", "data set": "all"}),
+        md="results/generation.md",
+    params:
+        code=digest.digest("numbers"),
+    log:
+        "results/logs/numbers.log",
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "diffsiam numbers --results {input} --out {output.csv} --params '{{}}' 2>&1 | tee {log}"
+
+
+rule figures:
+    input:
+        expand("results/figures/fig{number}.{suffix}", number=FIGURES, suffix=["png", "pdf", "rst"]),
+        rules.numbers.output,
+
+
+localrules:
+    figures,
+    numbers,
