@@ -155,6 +155,12 @@ def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     summary.run(args.linear, args.fewshot, args.reference, args.pretrain, args.out)
 
 
+def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import curve
+
+    curve.run(args.linear, args.pretrain, args.out)
+
+
 def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import external
     from diffsiam.report import summary
@@ -285,6 +291,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
     sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
+
+    sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
+    sub.add_argument(
+        "--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json"
+    )
+    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set with a panel of its own")
 
     sub = stage("evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.")
     sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")

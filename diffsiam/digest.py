@@ -30,6 +30,7 @@ STAGE_MODULES = {
     "attributes": "diffsiam.data.scene_attributes",
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",
+    "curve": "diffsiam.report.curve",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

@@ -111,6 +111,7 @@ class Representation:
     ema_decay: float
     views: Views
     collapse_below: float
+    snapshots: int
 
     def __post_init__(self) -> None:
         if self.dim % self.segments:

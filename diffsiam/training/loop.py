@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ class Task:
         batch: (step, indices of the step's images, rows of them) to these rows of the batch; runs without gradient.
             What it draws, it draws for the whole step.
         size: number of training images.
+        snapshot: called with the step number after each of `Plan.snapshots`, on one process.
         warnings: name of a returned scalar to (limit, message), said when a record falls below the limit and not again
             while it stays there.
     """
@@ -51,6 +52,7 @@ class Task:
     batch: Callable[[int, Tensor, slice], Any]
     size: int
     warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    snapshot: Callable[[int], None] = lambda step: None
 
 
 class Scheduled(NamedTuple):
@@ -82,6 +84,7 @@ class Plan:
     checkpoint_minutes: float
     identity: Mapping[str, Any]
     compile: bool = False
+    snapshots: Sequence[int] = ()
     events: Path | None = None
 
 
@@ -153,6 +156,8 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
         while run.step < plan.steps:
             parts = _step(task, plan, run, parameters, rows)
             run.add(parts)
+            if here.first and run.step in plan.snapshots:
+                task.snapshot(run.step)
             if run.step % every == 0 or run.step == plan.steps:
                 now = time.monotonic()
                 row = run.record((run.counted - timed_from) * plan.batch_size / (now - record_began))

@@ -51,6 +51,11 @@ METHODS = {
 }
 
 
+def snapshot_steps(steps: int, count: int) -> list[int]:
+    """``count`` evenly spaced steps (fewer where there are fewer), the last at the end."""
+    return sorted({-(-i * steps // count) for i in range(1, count + 1)})
+
+
 def lookup(name: str) -> Method:
     """The row called ``name``; an unknown name is a `UserError` that lists them."""
     if name not in METHODS:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from diffsiam.data.images import Images, open_images
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.models import segments
-from diffsiam.models.decoder import Decoder
 from diffsiam.models.encoder import Encoder
 from diffsiam.models.simsiam import Heads, spread
-from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Optimizer, Representation, Runtime
 from diffsiam.training import loop, methods, record
 from diffsiam.training.parallel import World, world
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and not every method has a diffusion model
+    from diffsiam.models.unet import DiffusionModel
 
 
 class Learner(nn.Module):
@@ -35,7 +36,11 @@ class Learner(nn.Module):
         self.method, self.cfg = method, cfg
         self.encoder = Encoder(cfg.encoder_width, image_size)
         self.heads = Heads(cfg.dim) if method.ssl else None
-        self.decoder = Decoder(dm.unet, cfg.dim) if dm is not None and method.diffusion else None
+        self.decoder = None
+        if dm is not None and method.diffusion:
+            from diffsiam.models.decoder import Decoder
+
+            self.decoder = Decoder(dm.unet, cfg.dim)
         self.edges = method_edges(method, cfg)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,7 +138,8 @@ def run(
     events: Path | None = None,
     root: Path = Path("resources"),
 ) -> None:
-    """Train method ``name`` on ``data``/images_train.npy and write its weights, config.json and history.csv to ``out``.
+    """Train method ``name`` on ``data``/images_train.npy and write its weights, config.json and history.csv to ``out``,
+    and the encoders on the way as encoder_step<N>.safetensors.
 
     Args:
         name: a row of METHODS.
@@ -158,6 +164,8 @@ def run(
     images = open_images(data / "images_train.npy", root)
     dm, checksum = None, None
     if method.diffusion and dm_folder:
+        from diffsiam.models.unet import WEIGHTS, DiffusionModel
+
         dm, checksum = DiffusionModel.load(dm_folder), runtime.sha256(dm_folder / WEIGHTS)
         dm.to(device).to(memory_format=torch.channels_last)
     torch.manual_seed(runtime.derive_seed(seed, "weights"))
@@ -174,6 +182,7 @@ def run(
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
         compile=rt.compile,
+        snapshots=methods.snapshot_steps(cfg.steps, cfg.snapshots) if method.trained else (),
         events=events if rt.tensorboard else None,
         identity=record.identity(
             data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
@@ -183,11 +192,22 @@ def run(
         history, means = fit(name, learner, images, dm, plan, here)
         if here.first:
             save(out, learner, means)
+            for step in plan.snapshots:
+                runtime.save_weights(
+                    out / f"encoder_step{step}.safetensors", runtime.load_weights(snapshot(plan, step))
+                )
             shape = {"encoder_width": cfg.encoder_width, "image_size": images.shape[1]}
             shape |= {"segments": cfg.segments, "dim": cfg.dim}
             record.finish(
                 out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape
             )
+            for step in plan.snapshots:
+                snapshot(plan, step).unlink()
+
+
+def snapshot(plan: loop.Plan, step: int) -> Path:
+    """Where the encoder after ``step`` waits for the end of the run: beside the checkpoint, which outlives a kill."""
+    return plan.checkpoint.with_name(f"{plan.checkpoint.stem}_step{step}.safetensors")
 
 
 def fit(
@@ -203,7 +223,11 @@ def fit(
         averaged["decoder"] = learner.decoder
     warning = (cfg.collapse_below, "the representation is collapsing")
     batch = make_batch(images, method, cfg, dm, plan.device, plan.seed)
-    return loop.train(loop.Task(name, learner, averaged, batch, len(images), {"spread": warning}), plan, here)
+
+    def keep(step: int) -> None:
+        runtime.save_weights(snapshot(plan, step), learner.encoder.state_dict())
+
+    return loop.train(loop.Task(name, learner, averaged, batch, len(images), {"spread": warning}, keep), plan, here)
 
 
 def save(out: Path, learner: Learner, means: dict[str, dict[str, Tensor]]) -> None:

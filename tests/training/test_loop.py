@@ -244,6 +244,16 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bits(
     assert f"resuming from {plan.checkpoint} at step {stop + 1}" in capsys.readouterr().err
 
 
+def test_snapshots_are_asked_for_once_each_over_a_stop_and_a_resume(tmp_path: Path) -> None:
+    plan, kept = plan_of(tmp_path, snapshots=(2, 5, STEPS)), []
+    stop = at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.train(task_of(fresh(), stop, snapshot=kept.append), plan, ALONE)
+    assert kept == [2]
+    loop.train(task_of(fresh(), snapshot=kept.append), plan, ALONE)
+    assert kept == [2, 5, STEPS]
+
+
 def test_signal_handlers_come_back_after_a_run(tmp_path: Path) -> None:
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     loop.train(task_of(fresh()), plan_of(tmp_path), ALONE)

@@ -44,6 +44,13 @@ def test_titles_are_all_different() -> None:
     assert len({m.title for m in methods.METHODS.values()}) == len(methods.METHODS)
 
 
+def test_snapshots_are_evenly_spaced_and_end_with_the_run() -> None:
+    assert methods.snapshot_steps(600, 8) == [75, 150, 225, 300, 375, 450, 525, 600]
+    assert methods.snapshot_steps(10, 3) == [4, 7, 10]
+    assert methods.snapshot_steps(2, 5) == [1, 2]
+    assert methods.snapshot_steps(600, 0) == []
+
+
 def test_an_unknown_method_is_refused_with_the_list() -> None:
     assert methods.lookup("pdae") is methods.METHODS["pdae"]
     with pytest.raises(UserError, match="'diffsiam'") as error:

@@ -301,6 +301,19 @@ def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Pat
         Encoder(1, tiny.SIDE).load_state_dict(averaged)
 
 
+def test_encoders_kept_on_the_way_are_those_of_shorter_runs(tmp_path: Path) -> None:
+    constant = dataclasses.asdict(settings().optimizer) | {"schedule": "constant"}
+    whole = run("simsiam", tmp_path, snapshots=3, optimizer=constant)
+    kept = sorted(p.stem for p in whole.glob("encoder_step*"))
+    assert kept == ["encoder_step2", "encoder_step4", "encoder_step6"]
+    for step in (2, 4, 6):
+        shorter = run("simsiam", tmp_path, out=f"short{step}", steps=step, optimizer=constant)
+        there = runtime.load_weights(whole / f"encoder_step{step}.safetensors")
+        alone = runtime.load_weights(shorter / "encoder.safetensors")
+        assert all(torch.equal(there[k], alone[k]) for k in alone)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     outs = [run("diffsiam_hier", tmp_path, seed=s, out=o) for s, o in [(0, "a"), (0, "b"), (1, "c")]]
     a, b, c = (runtime.load_weights(out / "encoder.safetensors") for out in outs)

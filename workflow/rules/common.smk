@@ -7,7 +7,7 @@ from pathlib import Path
 from diffsiam import digest, params
 from diffsiam.data import sources
 from diffsiam.errors import UserError
-from diffsiam.training.methods import METHODS
+from diffsiam.training.methods import METHODS, snapshot_steps
 
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
 os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -21,6 +21,7 @@ except UserError as e:
 DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 THREADS = config["runtime"]["threads"]
+SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
 # Settings that no result depends on reach the commands through the environment, and so no record.
 os.environ |= {params.VARIABLE: json.dumps(params.select(config, params.UNTRACKED))}
 
@@ -30,6 +31,7 @@ wildcard_constraints:
     pretrain="[A-Za-z0-9]+",
     method="|".join(METHODS),
     seed="[0-9]+",
+    step="[0-9]+",
 
 
 def own(stage):

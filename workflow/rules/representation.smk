@@ -9,7 +9,7 @@ for name, method in METHODS.items():
             meta="results/data/{pretrain}/meta.json",
             diffusion=rules.diffusion.output[:2] if method.diffusion else [],
         output:
-            expand("results/representation/{{pretrain}}/{method}/seed{{seed}}/{stem}.safetensors", method=name, stem=method.weights),
+            expand("results/representation/{{pretrain}}/{method}/seed{{seed}}/{stem}.safetensors", method=name, stem=[*method.weights, *(f"encoder_step{step}" for step in SNAPSHOTS if method.trained)]),
             config=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/config.json",
             history=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/history.csv",
         params:

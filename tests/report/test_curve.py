@@ -1,0 +1,55 @@
+"""Linear accuracy over training, from hand-made results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from diffsiam.report import curve
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[Path]:
+    """Two methods, two seeds, two points; the test accuracy (0) must not show."""
+    paths = []
+    for m, method in enumerate(("simsiam", "diffsiam_hier")):
+        for seed in (0, 1):
+            for step in (5, 10):
+                for d, dataset in enumerate(("sprites", "digits", "photos")):
+                    best = 50.0 + 10 * m + seed + step / 10 + d
+                    found = {"method": method, "dataset": dataset, "seed": seed, "accuracy": 0.0}
+                    found["validation"] = [{"l2": 1.0, "accuracy": best - 3}, {"l2": 0.1, "accuracy": best}]
+                    paths.append(tmp_path / method / f"seed{seed}" / f"step{step}" / f"{dataset}.json")
+                    paths[-1].parent.mkdir(parents=True, exist_ok=True)
+                    paths[-1].write_text(json.dumps(found))
+    return paths
+
+
+def test_the_table_holds_the_best_validation_accuracy_of_each_point(results: list[Path], tmp_path: Path) -> None:
+    curve.run(results, "sprites", tmp_path / "curve.csv")
+    rows = pd.read_csv(tmp_path / "curve.csv").set_index(["method", "seed", "step", "dataset"])["accuracy"]
+    assert len(rows) == 24
+    assert rows["simsiam", 0, 5, "sprites"] == 50.5
+    assert rows["diffsiam_hier", 1, 10, "photos"] == 64.0
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_panels_are_the_pretraining_set_and_the_mean_over_the_others(results: list[Path]) -> None:
+    own, others = curve.draw(curve.table(results), "sprites").axes
+    assert own.get_title() == "sprites"
+    simsiam, _, hier, _ = own.get_lines()  # the mean over seeds, then its dots
+    assert simsiam.get_label() == "SimSiam"
+    assert list(simsiam.get_xdata()) == [5, 10]
+    assert list(simsiam.get_ydata()) == [51.0, 51.5]
+    assert list(hier.get_ydata()) == [61.0, 61.5]
+    mean = others.get_lines()[0]
+    assert list(mean.get_ydata()) == pytest.approx([52.5, 53.0])  # 1.5 above sprites: digits 1, photos 2
+
+
+def test_without_the_pretraining_set_there_is_one_panel(results: list[Path]) -> None:
+    (axes,) = curve.draw(curve.table(results), "Bedroom").axes
+    assert axes.get_title() == "Transfer avg."

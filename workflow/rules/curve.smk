@@ -1,0 +1,58 @@
+# Linear accuracy of the encoders that `representation.snapshots` keeps: results/curve.csv and its picture.
+CURVE = "results/curve/{pretrain}/{method}/seed{seed}/step{step}/{dataset}"
+
+
+use rule features as features_snapshot with:
+    input:
+        encoder=f"{ENCODER}/encoder_step{{step}}.safetensors",
+        config=f"{ENCODER}/config.json",
+        arrays=multiext(f"{DATA}/", "images_train.npy", "images_test.npy", "labels_train.npy", "labels_test.npy"),
+        meta=f"{DATA}/meta.json",
+    output:
+        temp(f"{CURVE}.npz"),
+    log:
+        "results/logs/curve/features/{pretrain}/{method}/seed{seed}/step{step}/{dataset}.log",
+    benchmark:
+        "results/timings/curve/features/{pretrain}/{method}/seed{seed}/step{step}/{dataset}.tsv"
+
+
+use rule linear as linear_snapshot with:
+    input:
+        features=rules.features_snapshot.output,
+        meta=f"{DATA}/meta.json",
+    output:
+        f"{CURVE}.json",
+    log:
+        "results/logs/curve/linear/{pretrain}/{method}/seed{seed}/step{step}/{dataset}.log",
+    benchmark:
+        "results/timings/curve/linear/{pretrain}/{method}/seed{seed}/step{step}/{dataset}.tsv"
+
+
+rule curve:
+    input:
+        expand(
+            rules.linear_snapshot.output,
+            pretrain=config["pretrain"],
+            method=[method for method in config["methods"] if METHODS[method].trained],
+            seed=config["seeds"],
+            step=SNAPSHOTS,
+            dataset=sorted({config["pretrain"], *config["transfer"]}),
+        )
+        if SNAPSHOTS
+        else "results/curve needs representation.snapshots above 0 in params.yaml",
+    output:
+        multiext("results/curve", csv=".csv", png=".png", pdf=".pdf"),
+    params:
+        code=digest.digest("curve"),
+        pretrain=config["pretrain"],
+    log:
+        "results/logs/curve.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam curve --linear {input} --pretrain {params.pretrain} --out {output.csv} 2>&1 | tee {log}"
+
+
+localrules:
+    curve,
