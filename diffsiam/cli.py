@@ -293,9 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
 
     sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
-    sub.add_argument(
-        "--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json"
-    )
+    sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set with a panel of its own")
 
     sub = stage("evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.")

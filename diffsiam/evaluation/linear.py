@@ -63,17 +63,16 @@ def accuracy(
     labels: Labels,
     validation: NDArray[np.int64],
     test: Features,
-    test_labels: Labels,
     classes: int,
     cfg: params.Linear,
     metric: str,
-) -> tuple[Choice, logistic.Fit, NDArray[np.int64]]:
+) -> tuple[Choice, logistic.Fit, Labels]:
     """The protocol on arrays.
 
     Args:
         train: (N, d); ``validation`` holds the rows of it that choose the penalty.
     Returns:
-        The choice, the model fitted on all of ``train``, and its confusion matrix on ``test``.
+        The choice, the model fitted on all of ``train``, and its predictions on ``test``.
     """
     if cfg.standardize:
         mean, std = train.mean(axis=0), train.std(axis=0)
@@ -83,12 +82,13 @@ def accuracy(
     choice = choose(train[fit], labels[fit], train[validation], labels[validation], classes, cfg, metric)
     penalty = choice.model.penalty
     (final,) = logistic.path(train, labels, classes, [penalty], cfg.tolerance, start=choice.model)
-    return choice, final, metrics.confusion(test_labels, final.predict(test), classes)
+    return choice, final, final.predict(test)
 
 
 def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: str, seed: int) -> None:
     """Evaluate stored features and write the result as JSON: test score with its interval, the whole validation
-    curve, k-nearest-neighbour accuracy, and the accuracy of each class with the confusion matrix.
+    curve, k-nearest-neighbour accuracy, the accuracy of each class with the confusion matrix, and which
+    test images are classified rightly (`metrics.pack`).
 
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
@@ -97,9 +97,8 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
     """
     data = store.read(features, meta)
     metric, classes = data.meta["metric"], len(data.classes)
-    choice, final, counts = accuracy(
-        data.train, data.train_labels, data.validation, data.test, data.test_labels, classes, cfg, metric
-    )
+    choice, final, predicted = accuracy(data.train, data.train_labels, data.validation, data.test, classes, cfg, metric)
+    counts = metrics.confusion(data.test_labels, predicted, classes)
     _warn(choice, final, cfg, f"linear probe of {method} on {data.dataset}")
     nearest = knn.predict(data.train, data.train_labels, data.test)
     score = metrics.score(counts, metric)
@@ -123,6 +122,7 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
         },
         "per_class": dict(zip(data.classes, per_class, strict=True)),
         "confusion": counts.tolist(),
+        "correct": metrics.pack(predicted == data.test_labels, data.test_labels),
     }
     store.write_result(out, result)
 

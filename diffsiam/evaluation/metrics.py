@@ -43,6 +43,23 @@ def score(counts: NDArray[np.int64], metric: str) -> Score:
     return Score(float(100 * p.mean()), float(100 * half))
 
 
+def pack(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> str:
+    """Which images are classified rightly, as hexadecimal digits, four images each: in the order of their classes,
+    and within a class in their own."""
+    return np.packbits(correct[np.argsort(labels, kind="stable")]).tobytes().hex()
+
+
+def unpack(packed: str, images: int) -> NDArray[np.bool_]:
+    """What `pack` packed, class by class."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8), count=images).astype(bool)
+
+
+def strata(counts: NDArray[np.int64], metric: str) -> NDArray[np.int64]:
+    """Sizes of the groups of images, in the order of `pack`, whose means have equal weight in `score`."""
+    images = counts.sum(axis=1)
+    return images.sum(keepdims=True) if metric == "accuracy" else images[images > 0]
+
+
 def episode_summary(correct: NDArray[np.int64], queries: int) -> dict[str, Any]:
     """Mean, standard deviation and 95 % half-width over episodes, in percent, with the counts they come from.
 

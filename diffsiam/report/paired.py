@@ -8,10 +8,12 @@ percent, y[s, e] that of the method it is compared with, d = x - y, S seeds and 
     all seeds:   difference = mean_s difference_s, ci95 = 1.96 std_e(mean_s d[s, e]) / sqrt(E)
                  spread = sample standard deviation over seeds of difference_s
 
-Linear probes leave no prediction per image, so their interval is **unpaired** and too wide: per seed the root of the
-sum of the two squared half-widths, over all seeds the mean of the seeds' (the test images are the same, so seeds do
-not average that error out). Data sets are drawn apart from each other: over K of them, difference is the plain mean and
-ci95 = sqrt(sum of squares) / K. Every interval is about the draw of episodes or test images, for these very encoders;
+Linear probes are compared test image by test image in the same way, with d 100 times the difference of right (1) and
+wrong (0). Where the metric is the mean over classes, d is averaged over the images of each class and then over the C
+classes: ci95 = 1.96 sqrt(sum_c std_c^2 / n_c) / C.
+
+Data sets are drawn apart from each other: over K of them, difference is the plain mean and ci95 = sqrt(sum of squares)
+/ K. Every interval is about the draw of episodes or test images, for these very encoders;
 what another training would give is in the spread alone.
 """
 
@@ -27,13 +29,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from diffsiam.errors import UserError
+from diffsiam.evaluation import metrics
 from diffsiam.evaluation.metrics import Z95
 
 AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained on
 ALL = "all"  # in place of a seed
 BASELINES = ("untrained", "simsiam")
 ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
-COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "interval", "spread"]
+COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +61,15 @@ def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], p
         pretrain: the data set that the averages leave out.
     Returns:
         `COLUMNS`: per protocol and pair one row for each data set and `AVERAGE`, at each seed and `ALL`. ``shots`` is
-        missing for linear, ``spread`` where it is not over seeds; ``interval`` is ``paired`` or ``unpaired``.
+        missing for linear, ``spread`` where it is not over seeds.
     Raises:
-        UserError: a result is missing, or few-shot results are of different episodes.
+        UserError: a result is missing, or results are of different episodes or test images.
     """
     methods, datasets, seeds = _grid(linear, fewshot)
     rows = []
-    for protocol, shots, interval, estimate, scores in _blocks(linear, fewshot, seeds):
+    for protocol, shots, scores, strata in _blocks(linear, fewshot, seeds):
         for method, against in _pairs(methods):
-            found = {name: estimate(scores[method, name], scores[against, name]) for name in datasets}
+            found = {d: paired(scores[method, d], scores[against, d], strata.get(d)) for d in datasets}
             if transfer := [found[name] for name in datasets if name != pretrain]:
                 found[AVERAGE] = average(transfer)
             for name, e in found.items():
@@ -74,24 +77,25 @@ def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], p
                 cells = [*zip(map(str, seeds), e.differences, e.ci95, [np.nan] * len(seeds), strict=True)]
                 cells += [(ALL, e.differences.mean(), e.pooled, e.spread)]
                 values = (dict(zip(("seed", "difference", "ci95", "spread"), cell, strict=True)) for cell in cells)
-                rows += [where | {"interval": interval} | cell for cell in values]
+                rows += [where | cell for cell in values]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"shots": "Int64"})
 
 
-def paired(x: NDArray[np.float64], y: NDArray[np.float64]) -> Estimate:
-    """x - y of accuracies (seeds, episodes) in percent."""
+def paired(x: NDArray[np.float64], y: NDArray[np.float64], strata: NDArray[np.int64] | None = None) -> Estimate:
+    """x - y of accuracies in percent, (seeds, episodes) or (seeds, images).
+
+    Args:
+        strata: sizes of consecutive groups that count alike however many are in them; None for a single one.
+    """
     d = x - y
+    groups = np.split(d, np.cumsum(strata)[:-1], axis=1) if strata is not None else [d]
 
-    def half_width(per_episode: NDArray[np.float64]) -> NDArray[np.float64]:
-        return Z95 * per_episode.std(axis=-1) / per_episode.shape[-1] ** 0.5
+    def half_width(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        variance = sum(part.var(axis=-1) / part.shape[-1] for part in parts)
+        return Z95 * np.sqrt(variance) / len(parts)
 
-    return Estimate(d.mean(axis=1), half_width(d), float(half_width(d.mean(axis=0))))
-
-
-def unpaired(x: NDArray[np.float64], y: NDArray[np.float64]) -> Estimate:
-    """x - y of (seeds, 2): accuracy in percent and its half-width."""
-    ci95 = np.hypot(x[:, 1], y[:, 1])
-    return Estimate(x[:, 0] - y[:, 0], ci95, float(ci95.mean()))
+    means = np.mean([group.mean(axis=1) for group in groups], axis=0)
+    return Estimate(means, half_width(groups), float(half_width([group.mean(axis=0) for group in groups])))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -103,24 +107,25 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 _Scores = dict[tuple[str, str], NDArray[np.float64]]  # (method, data set) -> (seeds, ...)
-_Block = tuple[str, int | None, str, Callable[[NDArray[np.float64], NDArray[np.float64]], Estimate], _Scores]
+_Block = tuple[str, int | None, _Scores, dict[str, NDArray[np.int64]]]
 
 
 def _blocks(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], seeds: list[int]) -> Iterator[_Block]:
-    """Protocol, shots, kind of interval, what estimates the difference, and what it takes."""
+    """Protocol, shots, scores, and the strata of data sets that have them."""
 
     def stacked(results: Sequence[dict[str, Any]], values: Callable[[dict[str, Any]], Any]) -> _Scores:
         found = {(r["method"], r["dataset"], r["seed"]): values(r) for r in results}
         names = dict.fromkeys((method, dataset) for method, dataset, _ in found)
         return {name: np.array([found[*name, seed] for seed in seeds], np.float64) for name in names}
 
-    yield "linear", None, "unpaired", unpaired, stacked(linear, lambda r: (r["accuracy"], r["ci95"]))
+    strata = {r["dataset"]: metrics.strata(np.array(r["confusion"]), r["metric"]) for r in linear}
+    yield "linear", None, stacked(linear, lambda r: 100 * metrics.unpack(r["correct"], r["n_test"])), strata
     for n in fewshot[0]["shots"]:
 
         def percent(r: dict[str, Any], n: str = n) -> NDArray[np.float64]:
             return 100 * np.array(r["shots"][n]["correct"]) / (r["ways"] * r["queries"])
 
-        yield "fewshot", int(n), "paired", paired, stacked(fewshot, percent)
+        yield "fewshot", int(n), stacked(fewshot, percent), {}
 
 
 def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -147,5 +152,12 @@ def _grid(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]]) -
             f"summary: few-shot results of different episodes cannot be compared: {first}; {second}. Make them with "
             "the same `fewshot` section of params.yaml."
         )
+    for dataset in axes[1]:
+        images = {tuple(np.sum(r["confusion"], axis=1)) for r in linear if r["dataset"] == dataset}
+        if len(images) > 1:
+            raise UserError(
+                f"summary: linear results on {dataset} are of different test images. Make them from the same "
+                f"results/data/{dataset}."
+            )
     methods, datasets, seeds = axes
     return methods, datasets, sorted(seeds)

@@ -118,7 +118,7 @@ def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, names: list[str], tit
         out.append([titles[row["method"]], label, ours, own])
     return [
         f"**Difference to {titles[_BASELINE]}** on the transfer average, in points ± 95 % half-width.",
-        "n-shot: paired, episode by episode. Linear: unpaired, so wider. All in paired.csv.",
+        "Paired: episode by episode, and test image by test image. All in paired.csv.",
         "The thesis's own: mean over those of these data sets that it prints; other images, steps, network.",
         "",
         *_aligned(out),

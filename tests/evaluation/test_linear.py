@@ -31,8 +31,9 @@ def digits() -> dict[str, np.ndarray]:
 
 
 def probe(data, cfg=COARSE, metric="accuracy"):
-    choice, final, counts = linear.accuracy(**data, classes=10, cfg=cfg, metric=metric)
-    return choice, final, metrics.score(counts, metric).accuracy
+    features = {key: value for key, value in data.items() if key != "test_labels"}
+    choice, final, predicted = linear.accuracy(**features, classes=10, cfg=cfg, metric=metric)
+    return choice, final, metrics.score(metrics.confusion(data["test_labels"], predicted, 10), metric).accuracy
 
 
 def test_the_protocol_agrees_with_scikit_learn(digits):
@@ -127,6 +128,8 @@ def test_run_writes_score_curve_neighbours_and_confusion(files, tmp_path, capsys
     assert (result["method"], result["dataset"], result["seed"]) == ("pdae", "digits", 1)
     assert (result["n_train"], result["n_test"], counts.sum()) == (800, 997, 997)
     assert (result["metric"], result["at_edge"], result["converged"]) == ("mean_per_class", False, True)
+    right = metrics.unpack(result["correct"], 997)  # class by class
+    assert np.add.reduceat(right, np.append(0, counts.sum(axis=1).cumsum()[:-1])).tolist() == counts.diagonal().tolist()
     recall = 100 * counts.diagonal() / counts.sum(axis=1)
     assert result["accuracy"] == pytest.approx(recall.mean())
     assert list(result["per_class"].values()) == pytest.approx(recall)

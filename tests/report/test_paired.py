@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from diffsiam.errors import UserError
+from diffsiam.evaluation import metrics
 from diffsiam.report import paired
 from tests.report import small_results
 
@@ -56,7 +57,6 @@ def test_few_shot_differences_by_hand() -> None:
     # Population deviations over episodes: sqrt 50, sqrt 275, sqrt 56.25; half-widths 1.96 / sqrt 4 of them.
     assert found["ci95"].tolist() == pytest.approx([0.98 * 50**0.5, 0.98 * 275**0.5, 0.98 * 7.5])
     assert found["spread"].tolist() == pytest.approx([np.nan, np.nan, 12.5**0.5], nan_ok=True)
-    assert set(found["interval"]) == {"paired"}
     assert set(found["shots"]) == {1}
 
 
@@ -73,19 +73,47 @@ def test_transfer_average_leaves_the_pretraining_set_out() -> None:
     assert paired.AVERAGE not in set(alone["dataset"])
 
 
-def test_linear_intervals_are_unpaired_and_named_so() -> None:
-    results = linear()
-    for result in results:
-        result["ci95"] = {"simsiam": 0.3, "diffsiam_hier": 0.4}[result["method"]] * (1 + result["seed"])
-    found = select(paired.table(results, fewshot(), "sprites"), protocol="linear", **HIER)
+def test_linear_differences_are_taken_image_by_image() -> None:
+    """Both are right on the first 40 %; 3 % of the images are right in one alone, others than at the other seed."""
+    found = select(paired.table(linear(), fewshot(), "sprites"), protocol="linear", **HIER)
     digits = select(found, dataset="digits").set_index("seed")
     assert digits["difference"].tolist() == pytest.approx([3, 3, 3])
-    assert digits["ci95"].tolist() == pytest.approx([0.5, 1.0, 0.75])
+    one = 1.96 * 100 * (0.03 * 0.97 / 200) ** 0.5
+    # The mean over seeds: 2 images of each seed alone, 4 of both (seed 1 is right on 2 images more).
+    both = 1.96 * 100 * ((4 * 0.5**2 + 4) / 200 - 0.03**2) ** 0.5 / 200**0.5
+    assert digits["ci95"].tolist() == pytest.approx([one, one, both])
     assert digits["spread"]["all"] == pytest.approx(0)
     average = select(found, dataset=paired.AVERAGE).set_index("seed")
-    assert average["ci95"].tolist() == pytest.approx([0.5 / 2**0.5, 1 / 2**0.5, 0.75 / 2**0.5])
-    assert set(found["interval"]) == {"unpaired"}
+    assert average["ci95"].tolist() == pytest.approx([one / 2**0.5, one / 2**0.5, both / 2**0.5])
     assert found["shots"].isna().all()
+
+
+def test_classes_of_a_mean_over_classes_count_alike() -> None:
+    """Two classes of 400 and 100 images, against SciPy on each and against the two methods' own scores."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1], [400, 100]))
+    results = []
+    for method, share in (("simsiam", 0.5), ("diffsiam_hier", 0.7)):
+        right = rng.random(500) < share
+        counts = metrics.confusion(labels, np.where(right, labels, 1 - labels), 2)
+        accuracy = metrics.score(counts, "mean_per_class").accuracy
+        result = small_results.linear(method, "digits", 0, accuracy)
+        result |= {"metric": "mean_per_class", "n_test": 500, "confusion": counts.tolist()}
+        results.append((result | {"correct": metrics.pack(right, labels)}, right))
+    (one, x), (other, y) = results
+    episodes = [small_results.fewshot(m, "digits", 0, {"1": [3]}) for m in ("simsiam", "diffsiam_hier")]
+    frame = paired.table([one, other], episodes, "sprites")
+    (row,) = select(frame, protocol="linear", dataset="digits", seed="0", **HIER).to_dict("records")
+    errors = [scipy.stats.sem(100 * (y[labels == c].astype(float) - x[labels == c]), ddof=0) for c in (0, 1)]
+    assert row["difference"] == pytest.approx(other["accuracy"] - one["accuracy"])
+    assert row["ci95"] == pytest.approx(1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
+
+
+def test_different_test_images_are_refused() -> None:
+    results = linear()
+    results[0]["confusion"] = [[50, 49], [0, 101]]
+    with pytest.raises(UserError, match="linear results on digits are of different test images"):
+        paired.table(results, fewshot(), "sprites")
 
 
 def test_episode_differences_agree_with_scipy() -> None:
