@@ -282,6 +282,7 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "attributes": _COMPUTE,
     "figures": ("figures", "generation.methods"),
     "numbers": (),
+    "curve": (),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
