@@ -31,13 +31,13 @@ def check(account: str, partition: str, gpu_partition: str, gpus: int, nodes: in
                 "profiles/slurm: there is no sbatch on this machine. Run the same command on the cluster's login node, "
                 "or without a cluster: `snakemake --cores all tables`."
             )
-        if nodes < 1 or gpus % nodes:
+        if gpus % nodes or (nodes > 1 and not gpus):
             raise UserError(
                 f"profiles/slurm/config.yaml: gpus: {gpus} with nodes: {nodes}. Every node gets the same number of "
-                "GPUs: choose a multiple of nodes."
+                "GPUs, and at least one: choose a multiple of nodes."
             )
         _judge("partition", partition, account, ["--time=60"], 60)
-        training = [f"--time={training_minutes}", f"--gpus={gpus}", f"--nodes={nodes}"]
+        training = [f"--time={training_minutes}", f"--nodes={nodes}"] + [f"--gpus={gpus}"] * bool(gpus)
         _judge("gpu_partition", gpu_partition, account, training, training_minutes)
     except UserError as e:
         print(e, file=sys.stderr)

@@ -26,3 +26,10 @@ rule diffusion:
         "--checkpoint results/checkpoints/diffusion/{wildcards.pretrain}.pt "
         "--events results/tensorboard/diffusion/{wildcards.pretrain} "
         "--processes {resources.gpu} --nodes {resources.nodes} --params {params.own:q} 2>&1 | tee {log}"
+
+
+# A download is the login node's business; compute nodes may have no network.
+if {params.of(config, name)["diffusion"]["source"] for name in [config["pretrain"], *config["overrides"]]} == {"fetch"}:
+
+    localrules:
+        diffusion,
