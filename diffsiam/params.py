@@ -373,7 +373,7 @@ def _check_figures(raw: dict[str, Any]) -> None:
         )
     tables = {"generation.ranges": (1, 2, 3, 4), "probmask.attributes": (5, 6, 7)}
     for key, numbers in tables.items():
-        rows = functools.reduce(lambda node, part: node[part], key.split("."), raw)
+        rows: Any = functools.reduce(lambda node, part: node[part], key.split("."), raw)
         known = dict.fromkeys(row["dataset"] for row in rows)
         for number in numbers:
             if (name := figures["datasets"][f"fig4_{number}"]) not in known:
