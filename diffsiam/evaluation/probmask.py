@@ -3,7 +3,7 @@
 Under results/probmask/<pretrain>/<method>/seed<k>/, for each attribute and number of dimensions d':
 <attribute>_<d'>.safetensors, the masked classifier, and <attribute>_all.safetensors, a logistic regression on all of z:
     ``weight`` (d,) on standardised features, ``bias`` (1,), ``mean`` and ``std`` (d,) of the training features.
-A .json beside each: attribute, dims, indices of the dimensions, share of positive test images, and the average
+A .json beside each: attribute, masked, dims, indices of the dimensions, share of positive test images, and the average
     precisions on the test images of the masked classifier, of the one on all dimensions, and of an L1 logistic
     regression with (at most) d' weights.
 """
@@ -41,6 +41,7 @@ class Classifier:
     Attributes:
         weight, mean, std: (d,) float32; ``std`` is 0 where a feature is constant, and ``weight`` there too.
         name: the attribute.
+        masked: whether ProbMask chose its dimensions; else it is on all of z.
     """
 
     name: str
@@ -48,11 +49,12 @@ class Classifier:
     bias: float
     mean: Array
     std: Array
+    masked: bool
 
     @property
     def dims(self) -> int:
-        """Dimensions that it was allowed; those of z where it is not masked."""
-        return int(np.count_nonzero(self.weight))
+        """d', or d where it is on all of z."""
+        return int(np.count_nonzero(self.weight)) if self.masked else len(self.weight)
 
 
 def run(
@@ -94,9 +96,9 @@ def run(
     x, x_test = (standardize(part, mean, std) for part in (train, test))
     weights, biases = fit(x, labels["train"], [row.dims for row in rows], [row.name for row in rows], cfg, device)
     for i, row in enumerate(rows):
-        masked = Classifier(row.name, weights[i], float(biases[i]), mean, std)
+        masked = Classifier(row.name, weights[i], float(biases[i]), mean, std, masked=True)
         y, y_test = labels["train"][:, i], labels["test"][:, i]
-        whole = Classifier(row.name, *logistic(x, y), mean, std)
+        whole = Classifier(row.name, *logistic(x, y), mean, std, masked=False)
         sparse = l1_logistic(x, y, row.dims)
         scores = {"masked": x_test @ masked.weight, "all": x_test @ whole.weight, "l1": x_test @ sparse}
         facts = {
@@ -271,17 +273,17 @@ def write(path: Path, classifier: Classifier, facts: dict[str, Any]) -> None:
     arrays = {"weight": classifier.weight, "mean": classifier.mean, "std": classifier.std}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     runtime.save_weights(path, {**tensors, "bias": torch.tensor([classifier.bias])})
-    indices = np.flatnonzero(classifier.weight).tolist()
-    facts = {"attribute": classifier.name, "dims": len(indices), **facts, "indices": indices}
+    about = {"attribute": classifier.name, "masked": classifier.masked, "dims": classifier.dims}
+    facts = {**about, **facts, "indices": np.flatnonzero(classifier.weight).tolist()}
     runtime.write_json(path.with_suffix(".json"), facts)
 
 
 def read(path: Path) -> Classifier:
     """What `write` wrote."""
     t = runtime.load_weights(path)
-    name = runtime.read_json(path.with_suffix(".json"))["attribute"]
+    facts = runtime.read_json(path.with_suffix(".json"))
     weight, mean, std = (t[key].numpy() for key in ("weight", "mean", "std"))
-    return Classifier(name, weight, float(t["bias"]), mean, std)
+    return Classifier(facts["attribute"], weight, float(t["bias"]), mean, std, facts["masked"])
 
 
 def _rank(weight: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from diffsiam.generation import model as guided
 from diffsiam.generation.figures import to_stored
 from diffsiam.params import Generation, Runtime
 
-_TILE = 128  # pixels; smaller images are enlarged to about this by repeating theirs
+_TILE = 128  # pixels; smaller images are enlarged to about this by repeating pixels
+_BORDER = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))  # one white pixel around each image of (row, column, y, x, colour)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ def counterfactual(
     pictures: Sequence[Path], segments: Sequence[str], trained: Trained, out: Path, *, scales: Sequence[float] | None
 ) -> None:
     """Write a strip (PNG): for each range of segments a row of source, the scales, target (Algorithm 2)."""
+    check_png(out)
     model, side = trained.load()
     ranges = [algorithm2.parse_range(text, model.segments) for text in segments]
     chosen = torch.tensor(scales if scales is not None else trained.cfg.scales, dtype=torch.float64)
@@ -79,6 +81,7 @@ def manipulate(
     picture: Path, trained: Trained, out: Path, *, attribute: str, dims: str | None, scales: Sequence[float] | None
 ) -> None:
     """Write a strip (PNG): the picture, then the picture at every scale (Algorithm 3)."""
+    check_png(out)
     model, side = trained.load()
     classifier = find_classifier(trained.probmask, attribute, dims)
     chosen = torch.tensor(scales if scales is not None else trained.cfg.manipulation_scales, dtype=torch.float64)
@@ -117,19 +120,20 @@ def read_pictures(paths: Sequence[Path], side: int) -> Tensor:
     return pixels.to_float(torch.from_numpy(np.stack([_picture(path, side) for path in paths])))
 
 
-def write_strip(out: Path, rows: Sequence[Tensor]) -> None:
-    """Write rows of images (C, 3, side, side), all with C images, as one PNG, two white pixels apart."""
+def check_png(out: Path) -> None:
+    """A `UserError` where ``out`` has another ending; said before the sampling, not after."""
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the strip is a PNG; name a file that ends with .png.")
+
+
+def write_strip(out: Path, rows: Sequence[Tensor]) -> None:
+    """Write rows of images (C, 3, side, side), all with C images, as one PNG, two white pixels apart."""
     tiles = np.stack([to_stored(row) for row in rows])
     zoom = max(1, _TILE // tiles.shape[2])
     tiles = np.pad(tiles.repeat(zoom, axis=2).repeat(zoom, axis=3), _BORDER, constant_values=255)
     strip = np.concatenate(np.concatenate(tiles, axis=1), axis=1)  # rows below each other, then images side by side
     with runtime.atomic(out) as temporary:
         Image.fromarray(strip).save(temporary, format="PNG")
-
-
-_BORDER = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
 
 
 def _picture(path: Path, side: int) -> NDArray[np.uint8]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from diffsiam import runtime
-from tests.benchmarks import bench_fewshot, bench_linear, bench_training
+from tests.benchmarks import bench_ddim, bench_fewshot, bench_linear, bench_training
 
 OUT = Path("results/benchmarks.csv")
-BENCHES = {**bench_fewshot.BENCHES, **bench_linear.BENCHES, **bench_training.BENCHES}
+BENCHES = {**bench_ddim.BENCHES, **bench_fewshot.BENCHES, **bench_linear.BENCHES, **bench_training.BENCHES}
 
 
 def main(names: list[str]) -> int:

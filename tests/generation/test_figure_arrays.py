@@ -1,0 +1,129 @@
+"""The files behind the figures: their shapes, their ends, and which images they show."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from diffsiam import params, runtime
+from diffsiam.errors import UserError
+from diffsiam.evaluation import probmask
+from diffsiam.generation import figures
+from diffsiam.models.unet import DiffusionModel
+from tests.generation import tiny_guided
+
+SIDE, DIM = tiny_guided.SIDE, tiny_guided.DIM
+RUNTIME = params.Runtime("cpu", "fp32", 1, False, False, 5.0, False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_guided.results(tmp_path_factory.mktemp("place"))
+    rng = np.random.default_rng(0)
+    for name, dims in (("Red left", 3), ("Blue top", DIM)):
+        weight, mean, std = rng.random((3, DIM)).astype(np.float32)
+        weight[dims:] = 0
+        c = probmask.Classifier(name, weight, 0.0, mean, std, masked=dims < DIM)
+        probmask.write(folder / "probmask" / f"{name.replace(' ', '_')}.safetensors", c, {})
+    return folder
+
+
+def run(results: Path, what: str, out: str, **changes: Any) -> Path:
+    cfg, data = tiny_guided.settings(**changes), results / "data" / "sprites"
+    options = {
+        "representation": results / "representation" / "sprites" / "diffsiam_hier" / "seed0",
+        "probmask": tuple(sorted((results / "probmask").glob("*.safetensors"))[::-1]),
+        "classifier": results / "generation" / "classifier.safetensors",
+    }
+    path = results / "generation" / out
+    figures.run(what, cfg, RUNTIME, data, results / "diffusion" / "sprites", path, root=results, **options)
+    return path
+
+
+def stored(results: Path) -> np.ndarray:
+    return np.load(results / "data" / "sprites" / "images_test.npy")
+
+
+def test_denoise_is_the_frozen_models_reconstruction(results: Path) -> None:
+    arrays = np.load(run(results, "denoise", "denoise.npz"))
+    assert arrays["images"].shape == arrays["noisy"].shape == (4, 2, SIDE, SIDE, 3)
+    assert arrays["timesteps"].tolist() == [10, 500]
+    dm = DiffusionModel.load(results / "diffusion" / "sprites")
+    x = torch.from_numpy(arrays["noisy"][:, 0]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    abar = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(10))
+    x0 = (x - math.sqrt(1 - abar) * dm.predict_noise(x, torch.full((4,), 10))) / math.sqrt(abar)
+    expected = ((x0 + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    inside = (arrays["noisy"][:, 0] > 0) & (
+        arrays["noisy"][:, 0] < 255
+    )  # where storing the noisy image clipped nothing
+    assert np.abs(expected - arrays["images"][:, 0])[inside].mean() < 3
+
+
+def test_counterfactuals_show_the_pairs_of_the_params_both_ways(results: Path) -> None:
+    pairs = {"seed": 0, "count": 1, "indices": [[3, 5], [7, 1]]}
+    arrays = np.load(run(results, "counterfactual", "c.npz", pairs=pairs, scales=[0.0, 1.0]))
+    assert arrays["images"].shape == arrays["reverse"].shape == (2, 2, 2, SIDE, SIDE, 3)
+    assert arrays["images"].dtype == np.uint8
+    assert arrays["ranges"].tolist() == [[0, 2], [0, 4]]
+    assert (arrays["sources"] == stored(results)[[3, 7]]).all()
+    assert (arrays["targets"] == stored(results)[[5, 1]]).all()
+    # All of z at scale 1 is the other image's reconstruction, which the way back has at scale 0.
+    far = arrays["images"][:, -1, 1].astype(int) - arrays["reverse"][:, -1, 0].astype(int)
+    assert np.abs(far).max() <= 1
+    assert np.abs(arrays["images"][:, 0, 0].astype(int) - arrays["images"][:, 1, 0].astype(int)).max() <= 1
+
+
+def test_manipulations_stand_in_the_order_of_their_classifiers(results: Path) -> None:
+    arrays = np.load(run(results, "manipulation", "m.npz"))
+    assert arrays["images"].shape == (2, 4, 3, SIDE, SIDE, 3)
+    assert arrays["attributes"].tolist() == ["Red left", "Blue top"]
+    assert arrays["dims"].tolist() == [3, DIM]
+    assert (arrays["originals"] == stored(results)[arrays["indices"]]).all()
+    middle = arrays["images"][:, :, 1].astype(int)  # scale 0: the reconstruction, whatever the attribute
+    assert np.abs(middle[0] - middle[1]).max() <= 1
+    assert np.abs(arrays["images"][0, :, 2].astype(int) - middle[0]).max() > 5
+
+
+def test_numbers_hold_every_measure_once(results: Path) -> None:
+    run(results, "classifier", "classifier.safetensors")
+    table = pd.read_csv(run(results, "numbers", "numbers.csv"), keep_default_na=False)
+    assert list(table.columns) == list(figures.COLUMNS)
+    assert set(table["method"]) == {"diffsiam_hier"}
+    assert set(table["images"]) == {6}
+    trips = table[table["measure"] == "round_trip"]
+    assert len(trips) == 6
+    assert set(trips["subject"]) == {"frozen_model", "conditioned", "frozen_inversion"}
+    moves = table[table["measure"] == "manipulation"]
+    assert set(zip(moves["subject"], moves["attribute"], strict=True)) == {
+        (f"{d} {s}2", name) for d, name in ((3, "Red left"), (DIM, "Blue top")) for s in "+-"
+    }
+    assert set(table[table["measure"] == "counterfactual"]["subject"]) <= {"0-2", "0-4"}
+    assert not table.duplicated(["measure", "subject", "attribute", "metric"]).any()
+
+
+def test_pairs_are_drawn_once_for_all_or_named() -> None:
+    drawn = figures.draw_pairs(params.Pairs(0, 3, None), 10, Path("d"))
+    assert drawn.shape == (3, 2)
+    assert len(set(drawn.reshape(-1).tolist())) == 6
+    assert (figures.draw_pairs(params.Pairs(0, 2, None), 10, Path("d")) == drawn[:2]).all()
+    assert (figures.draw_pairs(params.Pairs(1, 3, None), 10, Path("d")) != drawn).any()
+    with pytest.raises(UserError, match="10, but d has 10 test images"):
+        figures.draw_pairs(params.Pairs(0, 1, ((0, 10),)), 10, Path("d"))
+    with pytest.raises(UserError, match="6 pairs need 12 images; d has 10"):
+        figures.draw_pairs(params.Pairs(0, 6, None), 10, Path("d"))
+
+
+def test_a_range_beyond_the_model_and_a_missing_input_are_named(results: Path) -> None:
+    with pytest.raises(UserError, match=r"'2-9': no range of this model's 4 segments"):
+        run(results, "counterfactual", "x.npz", ranges=[{"dataset": "sprites", "ranges": [[2, 9]]}])
+    data = results / "data" / "sprites"
+    with pytest.raises(UserError, match="--representation is missing"):
+        figures.run("counterfactual", tiny_guided.settings(), RUNTIME, data, None, results / "x.npz", root=results)
+    assert not (results / "generation" / "x.npz").exists()
+    assert runtime.read_json(data / "meta.json")["attributes"] == tiny_guided.ATTRIBUTES

@@ -1,0 +1,68 @@
+"""The numbers by hand, and a classifier that learns what is plain to see."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffsiam.errors import UserError
+from diffsiam.generation import measure
+from diffsiam.params import PixelClassifier
+
+CPU = torch.device("cpu")
+
+
+def test_round_trip_by_hand() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    returned = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.2)])
+    found = measure.round_trip(images, returned)
+    assert found["mse"] == pytest.approx((0.01 + 0.04) / 2)
+    # The peak of [-1, 1] is 2: 20 log10(2 / rmse), averaged over images.
+    assert found["psnr"] == pytest.approx((20 * math.log10(2 / 0.1) + 20 * math.log10(2 / 0.2)) / 2, abs=1e-4)
+
+
+def test_attributes_that_never_meet_exclude_each_other() -> None:
+    labels = np.array([[1, 0, 1], [0, 1, 1], [0, 1, 0], [1, 0, 0]], np.uint8)
+    expected = [[True, True, False], [True, True, False], [False, False, True]]
+    assert measure.exclusive(labels).tolist() == expected
+
+
+def test_manipulated_by_hand() -> None:
+    same = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
+    change = np.array([[-0.5, 0.9, 0.1, -0.2], [-0.3, 0.9, -0.1, 0.0]])
+    found = measure.manipulated(change, 0, -1, same)
+    assert found == {"intended": pytest.approx(0.4), "others": pytest.approx((0.1 + 0.2 + 0.1 + 0.0) / 4)}
+
+
+def test_exchanged_chooses_on_the_even_pairs_and_measures_on_the_odd() -> None:
+    same = np.eye(3, dtype=bool)
+    difference = np.array([[1, -1, 0], [1, 1, 0], [-1, 0, 0], [0, -1, 0]])
+    change = np.array([[0.2, -0.9, 0.3], [0.1, 0.4, -0.2], [-0.2, 0.0, 0.3], [0.0, -0.6, 0.2]])
+    # Even pairs: attribute 0 moved by (0.2 + 0.2) / 2, attribute 1 by 0.9. Odd pairs: attribute 1 by (0.4 + 0.6) / 2.
+    found = measure.exchanged(change, difference, same)
+    assert found is not None
+    assert found[0] == 1
+    assert found[1] == {"intended": pytest.approx(0.5), "others": pytest.approx((0.1 + 0.2 + 0.0 + 0.2) / 4)}
+    assert measure.exchanged(change, np.zeros((4, 3), np.int64), same) is None
+
+
+def test_the_classifier_learns_what_is_plain_to_see_and_keeps_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (160, 2)).astype(np.uint8)
+    images = rng.integers(0, 100, (160, 8, 8, 3)).astype(np.uint8)
+    images[:, :, :, 0] += 120 * labels[:, None, None, 0].repeat(8, 1).repeat(8, 2)
+    images[:, :4, :, 2] += 120 * labels[:, None, None, 1].repeat(4, 1).repeat(8, 2)
+    pictures = torch.from_numpy(images)
+    torch.set_num_threads(1)
+    net = measure.train(pictures[:100], labels[:100], PixelClassifier(2, 60, 32, 0.01, 0), CPU)
+    assert min(measure.scores(net, pictures[100:], labels[100:], CPU)) > 0.9
+    facts = {"width": 2, "image_size": 8, "attributes": ["a", "b"]}
+    measure.save(tmp_path / "c.safetensors", net, facts)
+    again = measure.load(tmp_path / "c.safetensors", ["a", "b"])
+    assert torch.equal(again.probabilities(pictures, CPU), net.probabilities(pictures, CPU))
+    with pytest.raises(UserError, match="knows the attributes a, b"):
+        measure.load(tmp_path / "c.safetensors", ["a"])

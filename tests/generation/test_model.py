@@ -1,0 +1,101 @@
+"""The conditioned prediction against its formula, and what `load` takes and refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffsiam import runtime
+from diffsiam.errors import UserError
+from diffsiam.generation import model as guided
+from diffsiam.models.unet import WEIGHTS
+from tests.generation import tiny_guided
+
+
+def abar(step: int) -> float:
+    return math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(step))
+
+
+@pytest.mark.parametrize("step", [1, 2, 300, 1000])
+@pytest.mark.parametrize("guidance", ["w_t", "score"])
+def test_the_prediction_is_that_of_the_algorithms_or_of_the_score(step: int, guidance: str) -> None:
+    model = tiny_guided.model(guidance=guidance)
+    x, t = tiny_guided.images(3), torch.full((3,), step)
+    z = torch.randn(3, tiny_guided.DIM, generator=torch.Generator().manual_seed(2))
+    plain, g = model.dm.predict_noise(x, t), model.decoder(z, model.dm.trunk(x, t))
+    noise = model.noise(z)(x, t)
+    signal, sigma, before = math.sqrt(abar(step)), math.sqrt(1 - abar(step)), abar(step - 1)
+    if guidance == "w_t":  # x0_hat = u_theta(x_t, t) + w_t g_phi
+        x0 = (x - sigma * plain) / signal + (1 - before) / math.sqrt(before) * g
+        assert torch.allclose((x - sigma * noise) / signal, x0, rtol=1e-3, atol=1e-3 / signal)
+    else:
+        assert torch.allclose(noise, plain - sigma * g, atol=1e-5)
+    assert torch.equal(model.noise(None)(x, t), plain)
+    assert float(g.abs().mean()) > 1e-3
+
+
+def test_only_ditis_sampler_hides_the_segments_after_the_current_step() -> None:
+    x, z = tiny_guided.images(2), torch.ones(2, tiny_guided.DIM)
+    for step, seen in ((1, 4), (250, 4), (251, 8), (1000, 16)):  # 4 segments of 4, uniform over 1000 steps
+        t = torch.full((2,), step)
+        masked = z.clone()
+        masked[:, seen:] = 0
+        model = tiny_guided.model(mask_by_step=True)
+        assert torch.equal(model.noise(z)(x, t), tiny_guided.model().noise(masked)(x, t))
+
+
+def test_batches_do_not_change_a_picture() -> None:
+    x0 = tiny_guided.images(5)
+    one, many = tiny_guided.model(batch_size=1), tiny_guided.model(batch_size=64)
+    for a, b in zip(one.latents(x0), many.latents(x0), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_inversion_is_conditioned_or_frozen_as_the_parameter_says() -> None:
+    x0 = tiny_guided.images(2)
+    model = tiny_guided.model()
+    z, x_T = model.latents(x0)
+    assert torch.equal(x_T, model.invert(x0, z))
+    frozen = tiny_guided.model(inversion="frozen")
+    assert torch.equal(frozen.latents(x0)[1], frozen.invert(x0, None))
+    assert not torch.allclose(x_T, frozen.invert(x0, None), atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+def test_the_round_trip_error_falls_as_steps_grow(solver: str) -> None:
+    x0, errors = tiny_guided.images(2), []
+    for steps in (10, 40, 160):
+        model = tiny_guided.model(steps=steps, solver=solver)
+        z, x_T = model.latents(x0)
+        errors.append(float((model.sample(x_T, z) - x0).square().mean()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_trained_folder_is_read_with_its_averaged_weights(tmp_path: Path) -> None:
+    results = tiny_guided.results(tmp_path)
+    folder = results / "representation" / "sprites" / "diffsiam_hier" / "seed0"
+    got = guided.load(folder, results / "diffusion" / "sprites", tiny_guided.settings(), "cpu")
+    expected, x0 = tiny_guided.model(), tiny_guided.images(2)
+    for a, b in zip(got.latents(x0), expected.latents(x0), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert (got.segments, got.mask_by_step) == (4, False)
+    assert guided.trained(results) == [{"pretrain": "sprites", "method": "diffsiam_hier", "seed": "seed0"}]
+    tiny_guided.results(tmp_path, "diti")
+    folder = results / "representation" / "sprites" / "diti" / "seed0"
+    assert guided.load(folder, results / "diffusion" / "sprites", tiny_guided.settings(), "cpu").mask_by_step
+
+
+def test_another_diffusion_model_and_a_method_without_a_decoder_are_refused(tmp_path: Path) -> None:
+    results = tiny_guided.results(tmp_path)
+    dm, folder = results / "diffusion" / "sprites", results / "representation" / "sprites" / "diffsiam_hier" / "seed0"
+    weights = runtime.load_weights(dm / WEIGHTS)
+    runtime.save_weights(dm / WEIGHTS, {k: v + 1 for k, v in weights.items()})
+    with pytest.raises(UserError, match="was trained on a diffusion model with checksum"):
+        guided.load(folder, dm, tiny_guided.settings(), "cpu")
+    config = runtime.read_json(folder / "config.json")
+    runtime.write_json(folder / "config.json", {**config, "method": "simsiam"})
+    with pytest.raises(UserError, match=r"simsiam has no decoder.*pdae, diti, diffsiam_seq"):
+        guided.load(folder, dm, tiny_guided.settings(), "cpu")

@@ -1,0 +1,110 @@
+"""The two commands for a user's own pictures: what they write, and every mistake as one message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffsiam import cli
+from diffsiam.evaluation import probmask
+from tests.generation import tiny_guided
+from tests.training import tiny
+
+PARAMS = json.dumps(
+    {"generation": {**tiny_guided.OVER, "ranges": []}, "runtime": {"device": "cpu", "precision": "fp32", "threads": 1}}
+)
+TILE = 128 // tiny_guided.SIDE * tiny_guided.SIDE + 2
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with trained networks, two pictures of different sizes, and what is no picture."""
+    results = tiny_guided.results(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (50, 31, 3)), ("b.jpg", (9, 12, 3))):
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(name)
+    Path("text.png").write_text("no picture")
+    folder = results / "probmask" / "sprites" / "diffsiam_hier" / "seed0"
+    for stem, name, masked in (("Red_left_3", "Red left", True), ("Red_left_all", "Red left", False)):
+        weight = np.zeros(tiny_guided.DIM, np.float32)
+        weight[: 3 if masked else None] = 1
+        c = probmask.Classifier(name, weight, 0.0, 0 * weight, 0 * weight + 1, masked=masked)
+        probmask.write(folder / f"{stem}.safetensors", c, {})
+    return tmp_path
+
+
+def call(*arguments: str) -> int:
+    demo = str(tiny.ROOT / "workflow" / "presets" / "demo.yaml")
+    return cli.main([*arguments, "--params", demo, "--params", PARAMS])
+
+
+def strip(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path) -> None:
+    assert call("counterfactual", "a.png", "b.jpg", "--segments", "0-2", "1-1", "--out", "new/strip.png") == 0
+    got = strip("new/strip.png")
+    assert got.shape == (2 * TILE, 4 * TILE, 3)  # source, two scales, target
+    source, target = got[1 : TILE - 1, 1 : TILE - 1], got[1 : TILE - 1, -TILE + 1 : -1]
+    zoom = 128 // tiny_guided.SIDE
+    cropped = Image.open("b.jpg").convert("RGB").resize((10, 8), Image.Resampling.BICUBIC).crop((1, 0, 9, 8))
+    assert (target[::zoom, ::zoom] == np.asarray(cropped)).all()
+    assert (got[TILE + 1 : 2 * TILE - 1, 1 : TILE - 1] == source).all()
+
+
+def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dimensions(place: Path) -> None:
+    assert call("manipulate", "a.png", "--attribute", "red_LEFT", "--scale", "-3", "0", "6.8", "--out", "s.png") == 0
+    assert strip("s.png").shape == (TILE, 4 * TILE, 3)
+    assert call("manipulate", "a.png", "--attribute", "Red left", "--scale", "6.8", "--out", "three.png") == 0
+    assert (strip("three.png")[:, -TILE:] == strip("s.png")[:, -TILE:]).all()
+    arguments = ["manipulate", "a.png", "--attribute", "Red left", "--scale", "6.8", "--out", "all.png"]
+    assert call(*arguments, "--dims", "all") == 0
+    assert (strip("three.png")[:, -TILE:] != strip("all.png")[:, -TILE:]).any()
+
+
+COUNTERFACTUAL = ["counterfactual", "a.png", "b.jpg", "--segments", "0-2", "--out", "x.png"]
+MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["counterfactual", "a.png", "text.png", *COUNTERFACTUAL[3:]], ["text.png: not an image"]),
+        (["counterfactual", "a.png", "c.png", *COUNTERFACTUAL[3:]], ["c.png: no such file"]),
+        ([*COUNTERFACTUAL, "--segments", "0-9"], ["'0-9'", "4 segments", "0 <= A <= B <= 4"]),
+        ([*COUNTERFACTUAL, "--scales", "2"], ["--scales 2", "0 to 1"]),
+        ([*COUNTERFACTUAL, "--method", "pdae"], ["no trained pdae on sprites", "diffsiam_hier on sprites, seed0"]),
+        ([*COUNTERFACTUAL, "--pretrain", "CelebA"], ["on CelebA", "diffsiam_hier on sprites, seed0"]),
+        ([*COUNTERFACTUAL, "--results", "nowhere"], ["There is none", "snakemake --cores all"]),
+        ([*COUNTERFACTUAL, "--out", "x.jpg"], ["x.jpg", "ends with .png"]),
+        (["manipulate", "text.png", *MANIPULATE[2:]], ["text.png: not an image"]),
+        ([*MANIPULATE, "--attribute", "Smiling"], ["no attribute 'Smiling'", "There are: Red_left"]),
+        ([*MANIPULATE, "--dims", "16"], ["no classifier of 16 dimensions", "There are: 3, all"]),
+    ],
+)
+def test_a_mistake_is_one_message_that_lists_what_exists(
+    place: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "images/s" not in line]
+    assert len(said) == 1
+    for word in words:
+        assert word in said[0]
+    assert not list(place.glob("x.*"))
+
+
+def test_without_attribute_classifiers_the_command_that_fits_one_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (place / "results" / "probmask").rglob("*.*"):
+        path.unlink()
+    assert call(*MANIPULATE) == 2
+    said = capsys.readouterr().err
+    assert "results/representation/sprites/diffsiam_hier/seed0/encoder_ema.safetensors" in said
+    assert "diffsiam probmask" in said
