@@ -56,7 +56,7 @@ def _judge(key: str, partition: str, account: str, options: Sequence[str], minut
         if name.rstrip("*") == partition or (not partition and name.endswith("*")):
             most = _minutes(limit)
             if most is not None and minutes > most:
-                raise _refused(key, name.rstrip("*"), account, options, f"its longest time limit is {most} minutes")
+                raise _refused(key, name.rstrip("*"), account, options, f"its longest time limit is {most:g} minutes")
 
 
 def _run(*command: str) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """A real SLURM cluster of two nodes on this machine, for as long as a ``with`` block lasts.
 
 ``python -m tests.slurm.cluster COMMAND...`` runs a command while the cluster is up. Keys, state, logs and the fake
-GPUs lie in a temporary folder; only ``slurm.conf`` and ``gres.conf`` are linked to /etc/slurm, since the executor
-plugin takes SLURM_CONF out of a job's environment. A configuration that is already there is never touched.
+GPUs lie in a temporary folder; only its configuration is linked to /etc/slurm, since the executor plugin takes
+SLURM_CONF out of a job's environment. A configuration that is already there is never touched. Where the kernel lets
+us, the cluster has a network of its own that leads nowhere.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ NODES = ("node1", "node2")
 CORES, MEMORY_MB, GPUS = 8, 40_000, 2  # of each node, as it tells SLURM; the machine may have less
 LIMIT = "7-00:00:00"  # of a job
 
-# Memory is polled and a job above its request is killed, as cgroups do it on a cluster; the rest is what a cluster
-# without accounting has.
+# Memory is polled and a job above its request is killed, as cgroups do it on a cluster; a job that lost its node waits
+# as long as credentials last; the rest is what a cluster without accounting has.
 CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -36,7 +37,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -51,22 +52,29 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=2,bf_interval=2
-PriorityType=priority/basic
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 MinJobAge=3600
 KillWait=10
-SlurmdTimeout=20
+SlurmdTimeout=120
 MailProg=/bin/true
+JobSubmitPlugins=lua
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default={default} MaxTime={limit} State=UP PriorityTier=1
-PartitionName=urgent Nodes=ALL Default=NO MaxTime={limit} State=UP PriorityTier=2
+PartitionName=main Nodes=ALL Default=YES MaxTime={limit} State=UP
 """
+
+# Accounts are known to SLURM's database, which this cluster lacks; it refuses one as clusters do that have it.
+JOB_SUBMIT = """
+function slurm_job_submit(job, partitions, uid)
+   if job.account == "refused" then return slurm.ESLURM_INVALID_ACCOUNT end
+   return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
+"""
+CONFIGURATION = ("slurm.conf", "gres.conf", "job_submit.lua")
 
 
 def missing() -> str:
@@ -83,15 +91,20 @@ def missing() -> str:
 
 @dataclass
 class Cluster:
-    """A running cluster; its daemons can be stopped and started again."""
+    """A running cluster; its daemons can be stopped and started again.
+
+    Attributes:
+        inside: command that runs another one in the cluster's network; empty where that is everybody's.
+    """
 
     folder: Path
     daemons: dict[str, subprocess.Popen[bytes]]
+    inside: list[str]
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
             self.daemons[name] = subprocess.Popen(
-                command, stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_parent
+                [*self.inside, *command], stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_parent
             )
 
     def stop(self, name: str) -> None:
@@ -111,7 +124,7 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """Output of a SLURM command."""
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True).stdout
 
     def wait(self, timeout: float = 60) -> None:
         """Until the controller answers and every node takes jobs."""
@@ -126,20 +139,21 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, *, default_partition: bool = True) -> Iterator[Cluster]:
+def cluster(folder: Path) -> Iterator[Cluster]:
     """Start munged, slurmctld and one slurmd per node of `NODES`; stop them and remove what they left at the end."""
     reason = missing()
     if reason:
         raise RuntimeError(reason)
     folder.chmod(0o755)
     (folder / "state").mkdir()
-    here = Cluster(folder, {})
-    linked = [ETC / "slurm.conf", ETC / "gres.conf"]
+    here = Cluster(folder, {}, [])
+    linked = [ETC / name for name in CONFIGURATION]
     try:
-        _configure(folder, default_partition)
+        _configure(folder)
         for path in linked:
             path.unlink(missing_ok=True)
             path.symlink_to(folder / path.name)
+        _isolate(here)
         here.start("munged", "munged", "--foreground", *_munge_options(folder))
         here.start_controller()
         for node in NODES:
@@ -148,18 +162,35 @@ def cluster(folder: Path, *, default_partition: bool = True) -> Iterator[Cluster
         yield here
     finally:
         if "slurmctld" in here.daemons:
-            subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], check=False, timeout=30)
+            command = [*here.inside, "scancel", "--full", "--signal=KILL", "--user=root"]
+            subprocess.run(command, check=False, timeout=30)
         for name in reversed(here.daemons.copy()):
             here.stop(name)
         for path in linked:
             path.unlink(missing_ok=True)
 
 
+def _isolate(here: Cluster) -> None:
+    """A network namespace with a loopback device that also answers to this machine's own address."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
+        return
+    here.start("network", "unshare", "--net", "sleep", "infinity")
+    own = f"/proc/{here.daemons['network'].pid}/ns/net"
+    while os.readlink(own) == os.readlink("/proc/self/ns/net"):
+        time.sleep(0.05)
+    here.inside = ["nsenter", f"--net={own}"]
+    here.ask("ip", "link", "set", "lo", "up")
+    # Names are looked up only where there is an address besides 127.*; 192.0.2.* belongs to nobody.
+    for address in {"192.0.2.1", socket.gethostbyname(socket.gethostname())}:
+        if not address.startswith("127."):
+            here.ask("ip", "address", "add", f"{address}/32", "dev", "lo")
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no daemon outlives the tests, however they end
 
 
-def _configure(folder: Path, default_partition: bool) -> None:
+def _configure(folder: Path) -> None:
     nodes, gres = [], []
     for node in NODES:
         files = [folder / f"{node}-gpu{i}" for i in range(GPUS)]
@@ -178,9 +209,9 @@ def _configure(folder: Path, default_partition: bool) -> None:
             folder=folder,
             nodes="\n".join(nodes),
             limit=LIMIT,
-            default="YES" if default_partition else "NO",
         )
     )
+    (folder / "job_submit.lua").write_text(JOB_SUBMIT)
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o400)
 
@@ -204,5 +235,5 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory() as name, cluster(Path(name)):
-        sys.exit(subprocess.run(sys.argv[1:], check=False).returncode)
+    with tempfile.TemporaryDirectory() as name, cluster(Path(name)) as running:
+        sys.exit(subprocess.run([*running.inside, *sys.argv[1:]], check=False).returncode)
