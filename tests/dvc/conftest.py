@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from clones import Clone, working_tree
+
+from tests.dvc.clones import Clone, working_tree
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands on the finished run takes minutes."""
+    for item in items:
+        if HERE in item.path.parents and isinstance(item, pytest.Function) and "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +35,15 @@ def finished(fresh: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-@pytest.fixture
-def pulled(finished: Clone, tmp_path: Path) -> Clone:
-    """A clone of the finished run after ``dvc pull``."""
-    clone = finished.clone(tmp_path / "repo")
+@pytest.fixture(scope="session")
+def once_pulled(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone of the finished run after ``dvc pull``. Not to be changed by a test."""
+    clone = finished.clone(tmp_path_factory.mktemp("pulled") / "repo")
     clone.dvc("pull")
     return clone
+
+
+@pytest.fixture
+def pulled(once_pulled: Clone, tmp_path: Path) -> Clone:
+    """A clone of the finished run after ``dvc pull``, of the test's own."""
+    return once_pulled.copy(tmp_path / "repo")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from clones import Clone, closure
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import Stage
 
 from diffsiam import digest
+from tests.dvc.clones import Clone, closure
 
 JOBS = Path(__file__).parent / "jobs.py"
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")

@@ -8,7 +8,7 @@ state=$(mktemp -d)
 trap 'rm -rf "$state"' EXIT
 # With an empty folder for its memory, DVC reads every file again.
 if ! DVC_SITE_CACHE_DIR=$state dvc status --quiet; then
-    dvc status >&2 || true
+    { dvc status && dvc params diff; } >&2 || true
     cat >&2 <<'MESSAGE'
 restore: refused. To take these files over would declare them the results of params and code that did not make them
 (the changes are above). Undo the edits (`git diff` shows them) and fetch what is missing (`dvc pull`), then run
