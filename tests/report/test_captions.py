@@ -1,0 +1,47 @@
+"""What a caption says about a run is what its arrays hold, worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from diffsiam.report import captions
+from diffsiam.report.figures import Inputs
+from tests.report import small_pictures as small
+
+
+def flat(*shape: int, value: int) -> np.ndarray:
+    return np.full((*shape, 4, 4, 3), value, np.uint8)
+
+
+def test_figure_1_1_tells_whether_the_error_grows(tmp_path: Path) -> None:
+    images = np.stack([flat(2, value=110), flat(2, value=130), flat(2, value=120)], axis=1)
+    path = tmp_path / "denoise.npz"
+    np.savez(path, images=images, originals=flat(2, value=100), timesteps=np.array([100, 400, 800]))
+    text = captions.SHOWS["1_1"](Inputs("sprites", {"frozen": path}))
+    assert "does not grow" in text
+    assert "t = 100: 10.0, t = 400: 30.0, t = 800: 20.0" in text
+
+
+def test_figure_4_1_gives_the_change_of_each_range_both_ways(tmp_path: Path) -> None:
+    path = small.counterfactual(tmp_path, "diffsiam_hier")
+    arrays = dict(np.load(path))
+    arrays["images"], arrays["reverse"] = flat(2, 4, 4, value=50), flat(2, 4, 4, value=50)
+    arrays["images"][:, 1, -1], arrays["reverse"][:, 1, -1] = 60, 30  # range 2-4: 10 one way, 20 the other
+    np.savez(path, **arrays)
+    text = captions.SHOWS["4_1"](Inputs("sprites", {"diffsiam_hier": path}))
+    assert "DiffSiam hier.: 0-2: 0.0, 2-4: 15.0, 4-6: 0.0; all of z: 0.0" in text
+
+
+def test_figure_4_9_gives_the_loss_at_the_end(tmp_path: Path) -> None:
+    files = {"diffsiam_hier": small.history(tmp_path, "diffsiam_hier", 1.0)}
+    expected = np.mean([1 / s for s in range(91, 101)])
+    text = captions.SHOWS["4_9"](Inputs("sprites", files))
+    assert f"100 steps: DiffSiam hier. {expected:.4g}." in text
+
+
+def test_every_caption_names_the_run_and_its_data_set(tmp_path: Path) -> None:
+    edits = {"pdae": small.manipulation(tmp_path, "pdae")}
+    captions.write("4_5", Inputs("CelebA", edits), tmp_path / "fig4_5.rst")
+    assert (tmp_path / "fig4_5.rst").read_text().startswith("**This run** (CelebA): mean grey levels")
