@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsiam import params, runtime
+from diffsiam import runtime
 from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
@@ -20,7 +20,6 @@ from diffsiam.models.encoder import Encoder
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Generation
 from diffsiam.training import methods
-from diffsiam.training.representation import method_edges
 
 
 class Guided:
@@ -134,8 +133,18 @@ def load(representation: Path, diffusion: Path, cfg: Generation, device: torch.d
     encoder, _ = load_encoder(representation / "encoder_ema.safetensors")
     decoder = Decoder(dm.unet, config["dim"])
     decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
-    edges = method_edges(method, params.section(config["params"], params.Representation))
-    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=method.segment == "timestep", device=device)
+    return Guided(
+        dm, encoder, decoder, recorded_edges(config), cfg, mask_by_step=method.segment == "timestep", device=device
+    )
+
+
+def recorded_edges(config: dict[str, Any]) -> Tensor:
+    """The segments that a representation was trained with, from its config.json, of whatever version of the params."""
+    diti = config["params"]["representation"]["diti"]
+    if methods.lookup(config["method"]).segment == "timestep" and diti["stages"]:
+        stages, dims = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
+        return segments.staged_edges(config["dim"], config["segments"], TIMESTEPS, stages, dims)
+    return segments.even_edges(config["dim"], config["segments"])
 
 
 def trained(results: Path) -> list[dict[str, Any]]:

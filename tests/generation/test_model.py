@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.errors import UserError
 from diffsiam.generation import model as guided
 from diffsiam.models.unet import WEIGHTS
+from diffsiam.training.methods import METHODS
+from diffsiam.training.representation import method_edges
 from tests.generation import tiny_guided
+from tests.training import tiny
 
 
 def abar(step: int) -> float:
@@ -86,6 +90,15 @@ def test_a_trained_folder_is_read_with_its_averaged_weights(tmp_path: Path) -> N
     tiny_guided.results(tmp_path, "diti")
     folder = results / "representation" / "sprites" / "diti" / "seed0"
     assert guided.load(folder, results / "diffusion" / "sprites", tiny_guided.settings(), "cpu").mask_by_step
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("method", ["diti", "diffsiam_hier", "pdae"])
+def test_the_segments_are_those_of_the_training(method: str, staged: bool) -> None:
+    stages = {"stages": [300, 1000], "dims_per_stage": [3, 13]} if staged else {"stages": None, "dims_per_stage": None}
+    cfg = tiny.section(params.Representation, encoder_width=2, segments=4, diti=stages)
+    config = {"method": method, "dim": 16, "segments": 4, "params": {"representation": dataclasses.asdict(cfg)}}
+    assert torch.equal(guided.recorded_edges(config), method_edges(METHODS[method], cfg))
 
 
 def test_another_diffusion_model_and_a_method_without_a_decoder_are_refused(tmp_path: Path) -> None:

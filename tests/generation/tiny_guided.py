@@ -82,7 +82,8 @@ def results(root: Path, method: str = "diffsiam_hier") -> Path:
     section = dataclasses.asdict(
         tiny.section(params.Representation, encoder_width=WIDTH, segments=SEGMENTS),
     )
-    config = {"method": method, "seed": 0, "encoder_width": WIDTH, "image_size": SIDE, "dim": DIM}
+    config = {"method": method, "seed": 0, "encoder_width": WIDTH, "image_size": SIDE}
+    config |= {"segments": SEGMENTS, "dim": DIM}
     recorded = {"representation": section, "diffusion_model": runtime.sha256(dm_folder / WEIGHTS)}
     runtime.write_json(out / "config.json", {**config, "params": recorded})
     return folder
