@@ -31,31 +31,29 @@ def _denoise(inputs: Inputs) -> str:
 
 
 def _ranges(inputs: Inputs) -> str:
-    """Pixels moved by each range, from the reconstruction-like start to scale 1."""
+    """How near each range alone comes to the other image; x_T is the other image's for every range (Algorithm 2)."""
     lines = []
     for name, a in inputs.arrays().items():
-        moved = [_moved(a, i) for i in range(len(a["ranges"]))]
-        parts = [f"{start}-{stop}: {m:.1f}" for (start, stop), m in zip(a["ranges"][:-1], moved, strict=False)]
-        lines.append(f"{method_title(name)}: {', '.join(parts)}; all of z: {moved[-1]:.1f}")
+        parts = [f"{start}-{stop}: {_distance(a, i):.1f}" for i, (start, stop) in enumerate(a["ranges"])]
+        lines.append(f"{method_title(name)}: {', '.join(parts)}")
     return (
-        "mean grey levels between the first scale and the last, both ways, by range of segments. "
-        + ". ".join(lines)
-        + "."
+        f"{_DISTANCE.format(a['scales'][-1])}, by range of segments: the smaller, the more this range carries. "
+        f"{'. '.join(lines)}."
     )
 
 
-def _moved(arrays: Mapping[str, np.ndarray], i: int) -> float:
-    ways = (arrays["images"][:, i], arrays["reverse"][:, i])
-    return float(np.mean([change(way[:, -1], way[:, 0]) for way in ways]))
+_DISTANCE = "mean grey levels between the picture at scale {:g} and the other image, both ways"
+
+
+def _distance(arrays: Mapping[str, np.ndarray], i: int) -> float:
+    there = change(arrays["images"][:, i, -1], arrays["targets"])
+    return (there + change(arrays["reverse"][:, i, -1], arrays["sources"])) / 2
 
 
 def _whole(inputs: Inputs) -> str:
-    """How near scale 1 on all of z comes to the other image."""
-    words = []
-    for name, a in inputs.arrays().items():
-        near = [change(a["images"][:, -1, -1], a["targets"]), change(a["reverse"][:, -1, -1], a["sources"])]
-        words.append(f"{method_title(name)} {np.mean(near):.1f}")
-    return f"mean grey levels between the picture at scale {a['scales'][-1]:g} and the other image: {', '.join(words)}."
+    """How near all of z comes to the other image."""
+    words = [f"{method_title(name)} {_distance(a, -1):.1f}" for name, a in inputs.arrays().items()]
+    return f"{_DISTANCE.format(1)}: {', '.join(words)}."
 
 
 def _manipulation(inputs: Inputs, *, full: bool) -> str:

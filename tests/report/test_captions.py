@@ -24,14 +24,15 @@ def test_figure_1_1_tells_whether_the_error_grows(tmp_path: Path) -> None:
     assert "t = 100: 10.0, t = 400: 30.0, t = 800: 20.0" in text
 
 
-def test_figure_4_1_gives_the_change_of_each_range_both_ways(tmp_path: Path) -> None:
+def test_figures_4_1_and_4_3_give_the_distance_to_the_other_image_both_ways(tmp_path: Path) -> None:
     path = small.counterfactual(tmp_path, "diffsiam_hier")
-    arrays = dict(np.load(path))
-    arrays["images"], arrays["reverse"] = flat(2, 4, 4, value=50), flat(2, 4, 4, value=50)
-    arrays["images"][:, 1, -1], arrays["reverse"][:, 1, -1] = 60, 30  # range 2-4: 10 one way, 20 the other
+    arrays = dict(np.load(path)) | {"sources": flat(2, value=50), "targets": flat(2, value=90)}
+    arrays["images"], arrays["reverse"] = flat(2, 4, 4, value=90), flat(2, 4, 4, value=50)
+    arrays["images"][:, 1, -1], arrays["reverse"][:, 1, -1] = 80, 70  # range 2-4: 10 away there, 20 back
     np.savez(path, **arrays)
-    text = captions.SHOWS["4_1"](Inputs("sprites", {"diffsiam_hier": path}))
-    assert "DiffSiam hier.: 0-2: 0.0, 2-4: 15.0, 4-6: 0.0; all of z: 0.0" in text
+    inputs = Inputs("sprites", {"diffsiam_hier": path})
+    assert "DiffSiam hier.: 0-2: 0.0, 2-4: 15.0, 4-6: 0.0, 0-8: 0.0." in captions.SHOWS["4_1"](inputs)
+    assert captions.SHOWS["4_3"](inputs).endswith("both ways: DiffSiam hier. 0.0.")
 
 
 def test_figure_4_9_gives_the_loss_at_the_end(tmp_path: Path) -> None:
