@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from diffsiam import runtime
-from diffsiam.report.figures import Inputs, manipulated, method_title
+from diffsiam.report.figures import Inputs, manipulated, method_title, training_history
 
 
 def write(number: str, inputs: Inputs, out: Path) -> None:
@@ -75,7 +74,7 @@ def _manipulation(inputs: Inputs, *, full: bool) -> str:
 def _loss(inputs: Inputs) -> str:
     words = []
     for name, path in inputs.files.items():
-        history = pd.read_csv(path)
+        history = training_history(path)
         last = history["diffusion"].tail(max(1, len(history) // 10)).mean()
         words.append(f"{method_title(name)} {last:.4g}")
     steps = int(history["step"].iloc[-1])

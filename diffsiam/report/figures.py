@@ -112,16 +112,20 @@ class Grid:
         rows, columns = len(self.blocks), len(self.blocks[0])
         inner_rows, inner_columns = self.blocks[0][0].shape[:2]
         width, height = inner_columns * _TILE, inner_rows * _TILE
-        longest = max((len(line) for text in self.left for line in text.split("\n") if "$" not in line), default=0)
+        longest = max((len(line) for text in self.left for line in text.split("\n") if "$" not in line), default=3)
         label, header, space = 0.15 + 0.075 * longest, 0.75, 0.14
-        total = max(label + columns * (width + space), 0.1 * len(self.title)), header + rows * (height + space)
+        used = label + columns * (width + space)
+        total = max(used, 0.085 * len(self.title)), header + rows * (height + space)
+        margin = (total[0] - used) / 2
         fig = Figure(figsize=total)
         fig.text(0.5, 1 - 0.2 / total[1], self.title, ha="center", va="center", fontsize=10)
         for r, row in enumerate(self.blocks):
             bottom = total[1] - header - (r + 1) * height - r * space
-            fig.text(0.06 / total[0], (bottom + height / 2) / total[1], self.left[r], va="center", fontsize=8)
+            fig.text(
+                (margin + 0.06) / total[0], (bottom + height / 2) / total[1], self.left[r], va="center", fontsize=8
+            )
             for c, block in enumerate(row):
-                left = label + c * (width + space)
+                left = margin + label + c * (width + space)
                 ax = fig.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
                 ax.imshow(mosaic(block), interpolation="nearest", aspect="auto")
                 ax.axis("off")
@@ -153,10 +157,9 @@ def method_title(name: str) -> str:
 def denoise(inputs: Inputs) -> Figure:
     """Figure 1.1: noisy images above, what the frozen diffusion model makes of them below."""
     (arrays,) = inputs.arrays().values()
-    blocks = [
-        [np.stack([np.concatenate([original[None], noisy]), np.concatenate([original[None], images])])]
-        for original, noisy, images in zip(arrays["originals"], arrays["noisy"], arrays["images"], strict=True)
-    ]
+    rows = [np.stack([arrays["noisy"][i], arrays["images"][i]]) for i in sources(arrays)]
+    firsts = [np.stack([arrays["originals"][i : i + 1]] * 2) for i in sources(arrays)]
+    blocks = [[np.concatenate([first, row], axis=1)] for first, row in zip(firsts, rows, strict=True)]
     title = f"Attributes lost as noise grows: {inputs.dataset}, {_size(arrays['images'])}, frozen diffusion model"
     left = ["$\\mathbf{x}_t$\n\n\n\n$\\hat{\\mathbf{x}}_0$"] * len(blocks)
     return Grid(title, blocks, left, ticks=["original", *(f"t = {t}" for t in arrays["timesteps"])]).draw()
@@ -212,7 +215,7 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
     arrays = inputs.arrays()
     first = next(iter(arrays.values()))
     rows = manipulated(first, full=full)
-    samples = range(len(first["originals"]))
+    samples = sources(first)
     blocks, left = [], []
     for i, attribute, dims in rows:
         label = f"{attribute}\n{'all' if full else dims} dim."
@@ -225,10 +228,15 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
                 left.append(f"{label}\n{method_title(name)}")
     kind = "all of z" if full else "few dimensions of z"
     title = f"Manipulation along {kind}: {inputs.dataset}, {_size(first['images'])}"
-    above = [f"{method_title(n)}, test image {i}" for n in arrays for i in first["indices"]]
-    if not side_by_side:
-        above = [f"test image {i}" for i in first["indices"]]
+    above = [f"test image {first['indices'][s]}" for s in samples]
+    if side_by_side:
+        above = [f"{method_title(name)}, {image}" for name in arrays for image in above]
     return Grid(title, blocks, left, above, [f"{s:+g}" if s else "0" for s in first["scales"]]).draw()
+
+
+def sources(arrays: Mapping[str, np.ndarray]) -> range:
+    """The samples that figures of single images show: the first image of every pair."""
+    return range(0, len(arrays["originals"]), 2)
 
 
 def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[int, str, int]]:
@@ -238,16 +246,24 @@ def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[i
     return [row for row in rows if (row[2] == whole[row[1]]) == full]
 
 
+def training_history(path: Path) -> pd.DataFrame:
+    """history.csv of a training with a diffusion term."""
+    try:
+        history = pd.read_csv(path)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not a readable history ({e}). Ask Snakemake for it: `snakemake {path}`.") from None
+    if "diffusion" not in history:
+        names = ", ".join(map(str, history))
+        raise UserError(f"{path}: no column 'diffusion'; met {names}. Figure 4.9 needs a method with a diffusion term.")
+    return history
+
+
 def loss(inputs: Inputs) -> Figure:
     """Figure 4.9: the diffusion term of Eq. 3.11 over training, undetached and detached."""
     fig = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = fig.add_subplot()
     for name, path in inputs.files.items():
-        history = pd.read_csv(path)
-        if "diffusion" not in history:
-            raise UserError(
-                f"{path}: no column 'diffusion'; met {', '.join(map(str, history))}. Figure 4.9 needs DiffSiam's."
-            )
+        history = training_history(path)
         window = max(1, len(history) // 25)
         (line,) = ax.plot(history["step"], history["diffusion"], lw=0.5, alpha=0.4)
         smooth = history["diffusion"].rolling(window, min_periods=1).mean()

@@ -18,7 +18,7 @@ def pictures(*shape: int, seed: int = 0) -> np.ndarray:
 def denoise(folder: Path, seed: int = 0) -> Path:
     path = folder / "denoise.npz"
     steps = np.array([100, 400, 800])
-    arrays = {"images": pictures(2, 3, seed=seed), "noisy": pictures(2, 3, seed=seed + 1), "originals": pictures(2)}
+    arrays = {"images": pictures(4, 3, seed=seed), "noisy": pictures(4, 3, seed=seed + 1), "originals": pictures(4)}
     np.savez(path, timesteps=steps, **arrays)
     return path
 
@@ -42,12 +42,12 @@ def manipulation(folder: Path, method: str, seed: int = 0) -> Path:
     path = folder / f"manipulation_{method}.npz"
     np.savez(
         path,
-        images=pictures(4, 2, 5, seed=seed),
-        originals=pictures(2, seed=100),
+        images=pictures(4, 4, 5, seed=seed),
+        originals=pictures(4, seed=100),
         attributes=np.array(["Wearing Hat", "Wearing Hat", "Dark background", "Dark background"]),
         dims=np.array([128, 512, 16, 512]),
         scales=np.array([-6.8, -3.4, 0.0, 3.4, 6.8]),
-        indices=np.array([5, 812]),
+        indices=np.array([5, 812, 33, 4]),
     )
     return path
 

@@ -121,7 +121,7 @@ def test_manipulation_shows_masked_or_full_classifiers(
 ) -> None:
     """Rows: attribute by attribute, PDAE above DiffSiam; columns: samples."""
     a, n = inputs[number].arrays(), small.SIZE
-    expected = [a[m]["images"][row, sample] for row in rows for m in METHODS for sample in range(2)]
+    expected = [a[m]["images"][row, sample] for row in rows for m in METHODS for sample in (0, 2)]
     drawn = panels(figures.FIGURES[number](inputs[number]))
     assert [np.array_equal(p[:, :n], e[0]) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
     assert [np.array_equal(p[:, -n:], e[-1]) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
@@ -129,7 +129,7 @@ def test_manipulation_shows_masked_or_full_classifiers(
 
 def test_methods_stand_side_by_side_in_figure_4_6(inputs: dict[str, figures.Inputs]) -> None:
     a, n = inputs["4_6"].arrays(), small.SIZE
-    expected = [a[m]["images"][row, sample, 0] for row in (0, 2) for m in METHODS for sample in range(2)]
+    expected = [a[m]["images"][row, sample, 0] for row in (0, 2) for m in METHODS for sample in (0, 2)]
     drawn = panels(figures.FIGURES["4_6"](inputs["4_6"]))
     assert [np.array_equal(p[:, :n], e) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
 
@@ -141,10 +141,20 @@ def test_the_loss_curves_are_the_histories(inputs: dict[str, figures.Inputs]) ->
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["DiffSiam hier.", "DiffSiam hier. detached"]
 
 
+def test_noise_stands_above_what_is_made_of_it(inputs: dict[str, figures.Inputs]) -> None:
+    a, n = inputs["1_1"].arrays()["frozen"], small.SIZE
+    second = panels(figures.FIGURES["1_1"](inputs["1_1"]))[1]  # the first image of the second pair
+    assert np.array_equal(second[:n, :n], a["originals"][2])
+    assert np.array_equal(second[:n, -n:], a["noisy"][2, -1])
+    assert np.array_equal(second[-n:, -n:], a["images"][2, -1])
+
+
 def test_a_history_without_a_diffusion_term_is_refused(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(UserError, match="no column 'diffusion'; met step, loss"):
         figures.FIGURES["4_9"](figures.Inputs("sprites", {"diffsiam_hier": tmp_path / "h.csv"}))
+    with pytest.raises(UserError, match="not a readable history"):
+        figures.FIGURES["4_9"](figures.Inputs("sprites", {"diffsiam_hier": tmp_path / "none.csv"}))
 
 
 def test_the_drawing_has_the_sizes_of_the_real_networks(inputs: dict[str, figures.Inputs]) -> None:
