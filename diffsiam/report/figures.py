@@ -112,7 +112,8 @@ class Grid:
         rows, columns = len(self.blocks), len(self.blocks[0])
         inner_rows, inner_columns = self.blocks[0][0].shape[:2]
         width, height = inner_columns * _TILE, inner_rows * _TILE
-        longest = max((len(line) for text in self.left for line in text.split("\n") if "$" not in line), default=3)
+        lines = [line for text in self.left for line in text.split("\n")]
+        longest = max(5 if "$" in line else len(line) for line in lines)  # a formula is shorter than its source
         label, header, space = 0.15 + 0.075 * longest, 0.75, 0.14
         used = label + columns * (width + space)
         total = max(used, 0.085 * len(self.title)), header + rows * (height + space)

@@ -62,6 +62,8 @@ def test_no_text_overlaps_another_or_leaves_the_figure(number: str, inputs: dict
     for (a, box), (b, other) in itertools.combinations(shown, 2):
         inner = other.padded(-1)
         assert not box.overlaps(inner), f"{a!r} overlaps {b!r}"
+    for (text, box), ax in itertools.product(shown, fig.axes if len(fig.axes) > 1 else []):
+        assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
     for text, box in shown:
         assert box.x0 >= 0, text
         assert box.y0 >= 0, text
