@@ -1,43 +1,4 @@
 # The generative half: attribute classifiers, pictures and numbers per data set and method, and the figures.
-FIGURES = {name.removeprefix("fig"): dataset for name, dataset in config["figures"]["datasets"].items()}
-CLASSIFIERS = {}  # data set -> file stems of its attribute classifiers, rows of the figures in order
-for row in config["probmask"]["attributes"]:
-    CLASSIFIERS.setdefault(row["dataset"], []).extend(params.Attribute(**row).stems)
-SHOWN = f"seed{config['seeds'][0]}"  # the trainings that figures show
-MADE = "results/generation/{pretrain}"
-TEST = multiext("results/data/{pretrain}/", "images_test.npy", "attributes_test.npy", "meta.json")
-TRAINED = multiext(
-    f"results/representation/{{pretrain}}/{{method}}/{SHOWN}/", "config.json", "encoder_ema.safetensors", "decoder_ema.safetensors"
-)
-
-
-def classifiers(wildcards):
-    """The attribute classifiers of a trained method, masked and on all dimensions in turn."""
-    folder = f"results/probmask/{wildcards.pretrain}/{wildcards.method}/{SHOWN}"
-    return [f"{folder}/{stem}.safetensors" for stem in CLASSIFIERS.get(wildcards.pretrain, [])]
-
-
-def judge(wildcards):
-    """The classifier on pixels that tells what an edit changed; none where images have no attributes."""
-    return [f"{MADE}/classifier.safetensors"] if wildcards.pretrain in CLASSIFIERS else []
-
-
-# What each kind of pictures or numbers needs besides the test images and the diffusion model.
-KINDS = {
-    "denoise.npz": {},
-    "counterfactual_{method}.npz": {"trained": TRAINED},
-    "manipulation_{method}.npz": {"trained": TRAINED, "probmask": classifiers},
-    "numbers_{method}.csv": {"trained": TRAINED, "probmask": classifiers, "classifier": judge},
-}
-
-
-def options(wildcards, input):
-    """The files of a job as the command takes them."""
-    words = ["--representation", Path(input.trained[0]).parent.as_posix()] if input.get("trained") else []
-    words += ["--probmask", *input.probmask] if input.get("probmask") else []
-    return " ".join(words + (["--classifier", *input.classifier] if input.get("classifier") else []))
-
-
 for file, needs in KINDS.items():
     kind = file.split("_")[0].split(".")[0]
 
@@ -90,6 +51,7 @@ for dataset, stems in CLASSIFIERS.items():
         params:
             own=own("probmask"),
             code=digest.digest("probmask"),
+            folder=f"results/probmask/{dataset}/{{method}}/seed{{seed}}",
         log:
             f"results/logs/probmask/{dataset}/{{method}}/seed{{seed}}.log",
         benchmark:
@@ -99,7 +61,7 @@ for dataset, stems in CLASSIFIERS.items():
             mem_mb=8000,
             runtime=120,
         shell:
-            "diffsiam probmask --encoder {input.encoder} --data $(dirname {input.meta}) --out $(dirname {output[0]}) "
+            "diffsiam probmask --encoder {input.encoder} --data $(dirname {input.meta}) --out {params.folder} "
             "--params {params.own:q} 2>&1 | tee {log}"
 
 
@@ -143,32 +105,6 @@ rule attributes:
     shell:
         "diffsiam attributes {wildcards.dataset} --names {params.names:q} --out {output} "
         "--params {params.data:q} --params {params.own:q} 2>&1 | tee {log}"
-
-
-def made(file, dataset, methods):
-    """Pictures by method."""
-    return {method: f"results/generation/{dataset}/{file}_{method}.npz" for method in methods}
-
-
-def figure_inputs(number, dataset):
-    """What a figure is drawn from, by the name that the command takes it under."""
-    trained = f"results/representation/{dataset}/{{}}/{SHOWN}"
-    own, all_methods = config["figures"]["method"], config["generation"]["methods"]
-    match number:
-        case "1_1":
-            return {"frozen": f"results/generation/{dataset}/denoise.npz"}
-        case "3_1":
-            return {"representation": f"{trained.format(own)}/config.json", "diffusion": f"results/diffusion/{dataset}/config.json"}
-        case "4_1":
-            return made("counterfactual", dataset, [own])
-        case "4_2" | "4_3" | "4_4":
-            return made("counterfactual", dataset, all_methods)
-        case "4_5" | "4_6" | "4_7":
-            return made("manipulation", dataset, all_methods)
-        case "4_8":
-            return {"representation": f"{trained.format(own)}/config.json"}
-        case "4_9":
-            return {name: f"{trained.format(name)}/history.csv" for name in ("diffsiam_hier", "diffsiam_hier_detach")}
 
 
 for number, dataset in FIGURES.items():
