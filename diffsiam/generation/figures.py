@@ -18,14 +18,16 @@ numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,val
         given z) or frozen_inversion (inverted by the diffusion model alone, sampled given z); metric mse, psnr (dB).
     measure manipulation: subject d' and scale, as ``16 +6.8``; the attribute; metric intended, others
         (`measure.manipulated`). Data sets with attributes only, as the next.
-    measure counterfactual: subject the segment range, as ``0-8``; the attribute that it carries; metric intended,
-        others (`measure.exchanged`).
+    measure counterfactual: subject the segment range, as ``0-8``, at scale 1; the attribute that it carries; metric
+        intended, others (`measure.exchanged`). Algorithm 2 exchanges x_T as well, which carries much of the image.
+    measure segments: the same with the image's own x_T, so that only the range of z is exchanged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +215,12 @@ def numbers(job: Job) -> pd.DataFrame:
                 rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
         labels = np.load(job.data / "attributes_test.npy")[indices].astype(np.int64)
         partner = np.roll(np.arange(len(indices)), -1)
-        other, one = (z[partner], x_T[partner]), torch.ones(1)
-        for span in job.ranges():
-            edited = counterfactual(job.model, (z, x_T), other, [span], one)[:, 0, 0]
+        exchanges = {"counterfactual": (z[partner], x_T[partner]), "segments": (z[partner], x_T)}
+        for (what, other), span in itertools.product(exchanges.items(), job.ranges()):
+            edited = counterfactual(job.model, (z, x_T), other, [span], torch.ones(1))[:, 0, 0]
             carried = measure.exchanged(judge(edited) - base, labels[partner] - labels, same)
             if carried is not None:
-                rows += _rows("counterfactual", f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
+                rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
     whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
     return pd.DataFrame([{**whose, **row, "images": len(indices)} for row in rows], columns=list(COLUMNS))
 

@@ -103,7 +103,8 @@ def test_numbers_hold_every_measure_once(results: Path) -> None:
     assert set(zip(moves["subject"], moves["attribute"], strict=True)) == {
         (f"{d} {s}2", name) for d, name in ((3, "Red left"), (DIM, "Blue top")) for s in "+-"
     }
-    assert set(table[table["measure"] == "counterfactual"]["subject"]) <= {"0-2", "0-4"}
+    for measure in ("counterfactual", "segments"):
+        assert set(table[table["measure"] == measure]["subject"]) == {"0-2", "0-4"}
     assert not table.duplicated(["measure", "subject", "attribute", "metric"]).any()
 
 

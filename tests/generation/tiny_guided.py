@@ -23,6 +23,8 @@ DIM = 8 * WIDTH
 ATTRIBUTES = ["Red left", "Blue top"]
 OVER = {
     "steps": 5,
+    "solver": "ddim",
+    "clip": False,
     "batch_size": 7,
     "pairs": {"seed": 0, "count": 2, "indices": None},
     "ranges": [{"dataset": "sprites", "ranges": [[0, 2]]}],
