@@ -26,12 +26,13 @@ from pathlib import Path
 ETC = Path("/etc/slurm")
 NODES = ("node1", "node2")
 CORES, MEMORY_MB, GPUS = 8, 40_000, 2  # of each node, as it tells SLURM; the machine may have less
+NAME = "diffsiam_tests"
 LIMIT = "7-00:00:00"  # of a job
 
 # Memory is polled and a job above its request is killed, as cgroups do it on a cluster; a job that lost its node waits
 # as long as credentials last; the rest is what a cluster without accounting has.
 CONF = """
-ClusterName=tests
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -166,8 +167,17 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             subprocess.run(command, check=False, timeout=30)
         for name in reversed(here.daemons.copy()):
             here.stop(name)
+        _kill_jobs()
         for path in linked:
             path.unlink(missing_ok=True)
+
+
+def _kill_jobs() -> None:
+    """End what a node that went down lost sight of."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"SLURM_CLUSTER_NAME={NAME}\0".encode() in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def _isolate(here: Cluster) -> None:
@@ -204,6 +214,7 @@ def _configure(folder: Path) -> None:
     (folder / "gres.conf").write_text("\n".join(gres) + "\n")
     (folder / "slurm.conf").write_text(
         CONF.format(
+            name=NAME,
             host=socket.gethostname(),
             port=_free_port(),
             folder=folder,
