@@ -1,4 +1,4 @@
-"""Inversion and sampling at the size of the preset demo, conditioned on z.
+"""Inversion and sampling at the size of the preset demo, conditioned on z, x0_hat clipped as the demo does.
 
 The models are trained here, for as long as the demo trains them: round-trip errors of random weights mean nothing.
 """
@@ -36,7 +36,7 @@ def trained() -> tuple[guided.Guided, Tensor]:
         diffusion.run(params.section(raw, params.Diffusion), rt, data, dm, Path(folder) / "dm.pt", Path(folder))
         section = params.section(raw, params.Representation)
         representation.run("diffsiam_hier", section, rt, data, dm, out, Path(folder) / "encoder.pt", seed=0)
-        model = guided.load(out, dm, dataclasses.replace(cfg, steps=STEPS, batch_size=IMAGES), "cpu")
+        model = guided.load(out, dm, dataclasses.replace(cfg, solver="ddim", steps=STEPS, batch_size=IMAGES), "cpu")
         images = np.load(data / "images_test.npy")
     chosen = runtime.rng(0, "bench").choice(len(images), IMAGES, replace=False)
     return model, pixels.to_float(torch.from_numpy(images[chosen]))
