@@ -76,7 +76,8 @@ def run(
         root: `data.root`, where images that are streamed lie.
         attribute: this attribute with ``dims`` dimensions instead of those of ``cfg.attributes``.
     Raises:
-        UserError: no such attribute; more dimensions than z has; an attribute that all images or none have.
+        UserError: no attribute is asked for, or none of that name; fewer than one dimension or more than z has; an
+            attribute that all images or none have.
     """
     device = runtime.select_device(rt)
     meta = runtime.read_json(data / "meta.json")
@@ -84,6 +85,11 @@ def run(
     rows = [row for row in cfg.attributes if row.dataset == meta["dataset"]]
     if attribute is not None:
         rows = [Attribute(meta["dataset"], attribute, dims)]
+    if not rows:
+        raise UserError(
+            f"{data}: no row of probmask.attributes is about {meta['dataset']}. Add one to params.yaml, or name an "
+            f"attribute with --attribute. There are: {', '.join(names)}."
+        )
     rows = [dataclasses.replace(row, name=names[find(row.name, names, data)]) for row in rows]
     model, _ = load_encoder(encoder)
     model.to(device).to(memory_format=torch.channels_last)
@@ -260,7 +266,7 @@ def find(name: str, names: Sequence[str], where: Path) -> int:
 def check_rows(rows: Sequence[Attribute], labels: dict[str, NDArray[np.uint8]], d: int, data: Path) -> None:
     """A `UserError` where a classifier cannot be fitted or scored."""
     for i, row in enumerate(rows):
-        if row.dims > d:
+        if not 1 <= row.dims <= d:
             raise UserError(f"probmask: {row.dims} dimensions for {row.name!r}, but z has {d}. Choose 1 to {d}.")
         for split, columns in labels.items():
             if columns[:, i].min() == columns[:, i].max():

@@ -186,11 +186,17 @@ def test_mistakes_are_named(place: Path) -> None:
         run(place, place / "out", attribute="Smiling")
     with pytest.raises(UserError, match=r"33 dimensions for 'Red left', but z has 32"):
         run(place, place / "out", attribute="Red left", dims=33)
+    for dims in (0, -1):
+        with pytest.raises(UserError, match=rf"{dims} dimensions for 'Red left', but z has 32\. Choose 1 to 32"):
+            run(place, place / "out", attribute="Red left", dims=dims)
     labels = np.load(place / "attributes_test.npy")
     labels[:, 0] = 0
     np.save(place / "attributes_test.npy", labels)
     with pytest.raises(UserError, match=r"none of the test images have 'Red left'"):
         run(place, place / "out", attribute="Red left")
+    runtime.write_json(place / "meta.json", {"dataset": "Bedroom", "attributes": ["Red left", "Blue top"]})
+    with pytest.raises(UserError, match=r"no row of probmask.attributes is about Bedroom.*Red left, Blue top"):
+        run(place, place / "out")
     runtime.write_json(place / "meta.json", {"dataset": "digits", "attributes": []})
     with pytest.raises(UserError, match="digits has no attributes"):
         run(place, place / "out")
