@@ -355,12 +355,27 @@ def check(raw: dict[str, Any], *, complete: bool = True) -> None:
                     section(of(raw, dataset), cls)
             except UserError as e:
                 raise UserError(f"params: overrides.{dataset}: {e}") from None
+        _check_attributes(raw)
         _check_figures(raw)
 
 
 def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
     """``raw`` as it stands for one data set and the trainings on it: with its overrides."""
     return _merge(raw, raw["overrides"].get(dataset, {}))
+
+
+def _check_attributes(raw: dict[str, Any]) -> None:
+    """Two classifiers of one attribute would share the file of the one on all dimensions."""
+    seen: dict[tuple[str, str], int] = {}
+    for row in section(raw, ProbMask).attributes:
+        key = row.dataset, row.stems[1].lower()
+        if key in seen:
+            raise UserError(
+                f"params: probmask.attributes: {row.name} of {row.dataset} stands there twice, with dims {seen[key]} "
+                f"and {row.dims}. Keep one row for each attribute; another number of dimensions can be had with "
+                f"`diffsiam probmask --attribute {row.name!r} --dims {row.dims}`."
+            )
+        seen[key] = row.dims
 
 
 def _check_figures(raw: dict[str, Any]) -> None:

@@ -181,6 +181,11 @@ MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the messag
     ("overrides", {"sprites": {"data": {"image_size": 32}}}, ["the tables use sprites"]),
     ("figures.method", "diti", ["diti is not among generation.methods", "pdae, diffsiam_hier"]),
     ("figures.datasets.fig4_2", "CelebA", ["no row in generation.ranges", "sprites"]),
+    (
+        "probmask.attributes",
+        [{"dataset": "sprites", "name": "Red", "dims": d} for d in (16, 8)],
+        ["Red of sprites stands there twice, with dims 16 and 8"],
+    ),
     ("figures.datasets.fig4_6", "CelebA", ["no row in probmask.attributes", "sprites"]),
 ]
 
