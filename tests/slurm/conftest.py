@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -51,12 +53,23 @@ def disturbed(slurm: Cluster, fresh: Clone, tmp_path_factory: pytest.TempPathFac
         run.wait_for_training()
         slurm.ask("scontrol", "update", f"NodeName={job['NodeList']}", "State=down", "Reason=test")
         run.wait_for("another start", lambda: restarted(jobs(slurm, clone, "rule_representation")[-1]))
-        slurm.ask("scontrol", "update", f"NodeName={job['NodeList']}", "State=resume")
+        run.wait_for("the node's return", lambda: returned(slurm, job["NodeList"]))
 
         run.wait_for_training()
         slurm.ask("scancel", jobs(slurm, clone, "rule_representation")[-1]["JobId"])
         assert run.process.wait(900) == 0, run.log()
     return clone
+
+
+def returned(slurm: Cluster, node: str) -> bool:
+    """Whether the node takes jobs again; asks for it, which SLURM refuses while it still ends the node's old jobs."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        slurm.ask("scontrol", "update", f"NodeName={node}", "State=resume")
+    return slurm.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%t").strip() in (
+        "idle",
+        "mix",
+        "alloc",
+    )
 
 
 def restarted(job: dict[str, str]) -> bool:
