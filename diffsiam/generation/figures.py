@@ -10,7 +10,8 @@ counterfactual_<method>.npz (Figures 4.1 to 4.4): ``images`` (pairs, ranges, sca
     rows of images_test.npy.
 manipulation_<method>.npz (Figures 4.5 to 4.7): ``images`` (attributes, samples, scales, H, W, 3); ``originals``
     (samples, H, W, 3); ``attributes`` (attributes,) names; ``dims`` (attributes,) int64, dimensions of the classifier,
-    d for one on all of z; rows in the order of ``--probmask``; ``scales`` (scales,); ``indices`` (samples,).
+    d for one on all of z; ``masked`` (attributes,) bool, whether ProbMask chose them; rows in the order of
+    ``--probmask``; ``scales`` (scales,); ``indices`` (samples,).
 classifier.safetensors: the attribute classifier on pixels that the numbers are measured by, one for all methods;
     average precisions on the test images in classifier.json.
 numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row:
@@ -19,7 +20,8 @@ numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,val
     measure manipulation: subject d' and scale, as ``16 +6.8``; the attribute; metric intended, others
         (`measure.manipulated`). Data sets with attributes only, as the next.
     measure counterfactual: subject the segment range, as ``0-8``, at scale 1; the attribute that it carries; metric
-        intended, others (`measure.exchanged`). Algorithm 2 exchanges x_T as well, which carries much of the image.
+        intended, others (`measure.exchanged`). Algorithm 2 exchanges x_T as well, which carries much of the image: the
+        change is from (z, the other's x_T), so that it is the range's alone.
     measure segments: the same with the image's own x_T, so that only the range of z is exchanged.
 """
 
@@ -27,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ def manipulations(job: Job) -> dict[str, NDArray[Any]]:
     images = [to_stored(manipulate(job.model, latents, c, scales)) for c in job.classifiers]
     names, dims = np.array([c.name for c in job.classifiers]), np.array([c.dims for c in job.classifiers], np.int64)
     arrays = {"images": np.stack(images), "originals": to_stored(x0), "attributes": names, "dims": dims}
-    return {**arrays, "scales": scales.numpy(), "indices": indices}
+    masked = np.array([c.masked for c in job.classifiers])
+    return {**arrays, "masked": masked, "scales": scales.numpy(), "indices": indices}
 
 
 def train_classifier(job: Job, out: Path) -> None:
@@ -214,13 +216,14 @@ def numbers(job: Job) -> pd.DataFrame:
                 found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
                 rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
         labels = np.load(job.data / "attributes_test.npy")[indices].astype(np.int64)
-        partner = np.roll(np.arange(len(indices)), -1)
-        exchanges = {"counterfactual": (z[partner], x_T[partner]), "segments": (z[partner], x_T)}
-        for (what, other), span in itertools.product(exchanges.items(), job.ranges()):
-            edited = counterfactual(job.model, (z, x_T), other, [span], torch.ones(1))[:, 0, 0]
-            carried = measure.exchanged(judge(edited) - base, labels[partner] - labels, same)
-            if carried is not None:
-                rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
+        partner = measure.partners(len(indices))
+        for what, start in {"counterfactual": x_T[partner], "segments": x_T}.items():
+            base = judge(job.model.sample(start, z))  # Algorithm 2 on an empty range
+            for span in job.ranges():
+                edited = counterfactual(job.model, (z, x_T), (z[partner], start), [span], torch.ones(1))[:, 0, 0]
+                carried = measure.exchanged(judge(edited) - base, labels[partner] - labels, same)
+                if carried is not None:
+                    rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
     whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
     return pd.DataFrame([{**whose, **row, "images": len(indices)} for row in rows], columns=list(COLUMNS))
 

@@ -90,8 +90,11 @@ def load(path: Path, names: Sequence[str]) -> AttributeNet:
 
 # ---------------------------------------------------------------------------------------------------- the numbers
 def round_trip(images: Tensor, returned: Tensor) -> dict[str, float]:
-    """Mean squared error and mean peak signal-to-noise ratio in dB of images (N, 3, H, W) in [-1, 1]."""
-    mse = (images - returned).square().mean(dim=(1, 2, 3)).double()
+    """Mean squared error and mean peak signal-to-noise ratio in dB of images (N, 3, H, W) in [-1, 1].
+
+    ``returned`` is clamped to [-1, 1] as pictures are when they are stored.
+    """
+    mse = (images - returned.clamp(-1, 1)).square().mean(dim=(1, 2, 3)).double()
     psnr = 10 * torch.log10(4 / mse.clamp_min(1e-12))
     return {"mse": float(mse.mean()), "psnr": float(psnr.mean())}
 
@@ -117,14 +120,25 @@ def manipulated(change: NDArray[np.float64], attribute: int, sign: int, same: ND
     return {"intended": float(sign * change[:, attribute].mean()), "others": float(others)}
 
 
+def partners(count: int) -> NDArray[np.int64]:
+    """The image that each of ``count`` is paired with, (count,): the next of its half, the even or the odd ones.
+
+    So the halves of `exchanged` share no image. An image that is alone in its half is its own partner.
+    """
+    found = np.arange(count)
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        found[half] = np.roll(found[half], -1)
+    return found
+
+
 def exchanged(
     change: NDArray[np.float64], difference: NDArray[np.int64], same: NDArray[np.bool_]
 ) -> tuple[int, dict[str, float]] | None:
     """Which attribute a range of segments carries, and how cleanly: chosen on the even pairs, measured on the odd.
 
     Args:
-        change: probabilities of the counterfactuals at scale 1 less those of the reconstructions, (N, A).
-        difference: label of the other image less that of the image, (N, A) in {-1, 0, 1}.
+        change: probabilities of the counterfactuals at scale 1 less those of the same with an empty range, (N, A).
+        difference: label of the other image (`partners`) less that of the image, (N, A) in {-1, 0, 1}.
         same: from `exclusive`.
     Returns:
         The attribute that moves farthest towards the other image's label where the two differ, with ``intended`` (that

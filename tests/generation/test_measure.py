@@ -25,6 +25,20 @@ def test_round_trip_by_hand() -> None:
     assert found["psnr"] == pytest.approx((20 * math.log10(2 / 0.1) + 20 * math.log10(2 / 0.2)) / 2, abs=1e-4)
 
 
+def test_round_trip_measures_pictures_as_they_are_stored() -> None:
+    images = torch.ones(1, 3, 4, 4)
+    assert measure.round_trip(images, 1.5 * images)["mse"] == 0
+    assert measure.round_trip(images, -3 * images)["mse"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6])
+def test_no_image_is_in_both_halves_of_the_pairs(count: int) -> None:
+    partner = measure.partners(count).tolist()
+    assert sorted(partner) == list(range(count))
+    assert [(i - p) % 2 for i, p in enumerate(partner)] == [0] * count
+    assert [i for i, p in enumerate(partner) if i == p] == {1: [0], 2: [0, 1], 5: [], 6: []}[count]
+
+
 def test_attributes_that_never_meet_exclude_each_other() -> None:
     labels = np.array([[1, 0, 1], [0, 1, 1], [0, 1, 0], [1, 0, 0]], np.uint8)
     expected = [[True, True, False], [True, True, False], [False, False, True]]
