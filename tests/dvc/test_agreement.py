@@ -87,13 +87,23 @@ def test_both_plan_the_levels_behind_an_edited_leaf_and_none_before_it(
 def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage)["params"]}
-    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer"}
+    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer", "overrides"}
 
 
 def test_a_new_data_set_is_prepared_and_evaluated_and_trains_nothing(clone: Clone) -> None:
     """Not closed under descendants: the stages of training depend on files that the new data set leaves alone."""
     clone.edit("transfer", ["digits", "photos"])
     assert changed_levels(clone) == planned_levels(clone) == AFTER_FEATURES | {"data"}
+
+
+def test_an_override_of_the_pretraining_set_trains_again_and_prepares_nothing(
+    clone: Clone, edges: list[tuple[str, str]]
+) -> None:
+    """DVC compares the section as a whole, so it may look at more."""
+    clone.edit("overrides", {"sprites": {"diffusion": {"learning_rate": 0.001}}})
+    planned = planned_levels(clone)
+    assert planned == set(ORDER) - {"data"}
+    assert closure(changed_levels(clone), edges) >= planned
 
 
 def test_an_edited_function_of_the_fewshot_code_plans_fewshot_and_its_tables(
@@ -106,7 +116,7 @@ def test_an_edited_function_of_the_fewshot_code_plans_fewshot_and_its_tables(
 
 
 def test_an_edited_rule_is_seen_by_both(clone: Clone, edges: list[tuple[str, str]]) -> None:
-    clone.replace("workflow/rules/diffusion.smk", '"diffsiam diffusion ', '"time diffsiam diffusion ')
+    clone.replace("workflow/rules/diffusion.smk", "diffsiam diffusion --data", "time diffsiam diffusion --data")
     assert closure(changed_levels(clone), edges) == planned_levels(clone) == set(ORDER) - {"data"}
 
 

@@ -56,7 +56,7 @@ def test_without_records_a_run_says_so_and_restore_settles_it(pulled: Clone) -> 
     for command in (["snakemake", "-n"], ["snakemake", "--cores", "1"], ["dvc", "repro", "--force", "linear"]):
         said = pulled.run(*command, check=False)
         assert said.returncode != 0
-        assert "No record of the params and code that made them: results/data/digits/images_test.npy" in said.stderr
+        assert "No record of the params and code that made them: results/data/digits/" in said.stderr
         assert "`make restore`" in said.stderr
 
     pulled.run(*RESTORE)
