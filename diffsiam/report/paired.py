@@ -10,7 +10,8 @@ percent, y[s, e] that of the method it is compared with, d = x - y, S seeds and 
 
 Linear probes are compared test image by test image in the same way, with d 100 times the difference of right (1) and
 wrong (0). Where the metric is the mean over classes, d is averaged over the images of each class and then over the C
-classes: ci95 = 1.96 sqrt(sum_c std_c^2 / n_c) / C.
+classes: ci95 = 1.96 sqrt(sum_c s_c^2 / n_c) / C. Classes may be small, so s_c^2 is the unbiased variance (n_c - 1);
+that of a class of one image is unknown and counts as 0. Everything else takes the population's, as the thesis does.
 
 Data sets are drawn apart from each other: over K of them, difference is the plain mean and ci95 = sqrt(sum of squares)
 / K. Every interval is about the draw of episodes or test images, for these very encoders;
@@ -91,7 +92,8 @@ def paired(x: NDArray[np.float64], y: NDArray[np.float64], strata: NDArray[np.in
     groups = np.split(d, np.cumsum(strata)[:-1], axis=1) if strata is not None else [d]
 
     def half_width(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        variance = sum(part.var(axis=-1) / part.shape[-1] for part in parts)
+        lost = int(len(parts) > 1)
+        variance = sum(part.var(axis=-1) / max(part.shape[-1] - lost, 1) for part in parts)
         return Z95 * np.sqrt(variance) / len(parts)
 
     means = np.mean([group.mean(axis=1) for group in groups], axis=0)

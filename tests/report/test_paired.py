@@ -104,9 +104,15 @@ def test_classes_of_a_mean_over_classes_count_alike() -> None:
     episodes = [small_results.fewshot(m, "digits", 0, {"1": [3]}) for m in ("simsiam", "diffsiam_hier")]
     frame = paired.table([one, other], episodes, "sprites")
     (row,) = select(frame, protocol="linear", dataset="digits", seed="0", **HIER).to_dict("records")
-    errors = [scipy.stats.sem(100 * (y[labels == c].astype(float) - x[labels == c]), ddof=0) for c in (0, 1)]
+    errors = [scipy.stats.sem(100 * (y[labels == c].astype(float) - x[labels == c]), ddof=1) for c in (0, 1)]
     assert row["difference"] == pytest.approx(other["accuracy"] - one["accuracy"])
     assert row["ci95"] == pytest.approx(1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2)
+
+
+def test_a_class_of_one_image_counts_as_certain() -> None:
+    found = paired.paired(np.array([[100.0, 0, 0, 100]]), np.zeros((1, 4)), np.array([3, 1]))
+    assert found.differences[0] == pytest.approx((100 / 3 + 100) / 2)
+    assert found.ci95[0] == found.pooled == pytest.approx(1.96 * scipy.stats.sem([100, 0, 0], ddof=1) / 2)
 
 
 def test_different_test_images_are_refused() -> None:
