@@ -30,14 +30,13 @@ def _denoise(inputs: Inputs) -> str:
 
 
 def _ranges(inputs: Inputs) -> str:
-    """How near each range alone comes to the other image; x_T is the other image's for every range (Algorithm 2)."""
+    """How near each range comes to the other image; x_T is exchanged with every range (Algorithm 2)."""
     lines = []
     for name, a in inputs.arrays().items():
         parts = [f"{start}-{stop}: {_distance(a, i):.1f}" for i, (start, stop) in enumerate(a["ranges"])]
         lines.append(f"{method_title(name)}: {', '.join(parts)}")
     return (
-        f"{_DISTANCE.format(a['scales'][-1])}, by range of segments: the smaller, the more this range carries. "
-        f"{'. '.join(lines)}."
+        f"{_DISTANCE.format(a['scales'][-1])}, by range of segments (x_T is exchanged with each): {'. '.join(lines)}."
     )
 
 
@@ -51,8 +50,9 @@ def _distance(arrays: Mapping[str, np.ndarray], i: int) -> float:
 
 def _whole(inputs: Inputs) -> str:
     """How near all of z comes to the other image."""
-    words = [f"{method_title(name)} {_distance(a, -1):.1f}" for name, a in inputs.arrays().items()]
-    return f"{_DISTANCE.format(1)}: {', '.join(words)}."
+    arrays = inputs.arrays()
+    words = [f"{method_title(name)} {_distance(a, -1):.1f}" for name, a in arrays.items()]
+    return f"{_DISTANCE.format(next(iter(arrays.values()))['scales'][-1])}: {', '.join(words)}."
 
 
 def _manipulation(inputs: Inputs, *, full: bool) -> str:
@@ -66,7 +66,8 @@ def _manipulation(inputs: Inputs, *, full: bool) -> str:
         ]
         words.append(f"{method_title(name)} {np.mean(ends):.1f}")
     return (
-        f"mean grey levels between the ends (scales {a['scales'][0]:g}, {a['scales'][-1]:g}) and the middle: "
+        f"mean grey levels between the ends (scales {a['scales'][0]:g}, {a['scales'][-1]:g}) and the picture at scale "
+        f"{a['scales'][middle]:g}: "
         f"{', '.join(words)}. Whether the change is the attribute's: the numbers of results/generation.csv."
     )
 

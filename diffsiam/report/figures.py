@@ -22,6 +22,9 @@ from diffsiam.training import methods
 
 DPI = 300
 _TILE = 0.62  # inches
+_DENOISE = ("images", "noisy", "originals", "timesteps")
+_COUNTERFACTUAL = ("images", "reverse", "sources", "targets", "ranges", "scales", "indices")
+_MANIPULATION = ("images", "originals", "attributes", "dims", "masked", "scales", "indices")
 _GAP = 2 / 32  # white line between two images, as a share of an image
 
 
@@ -39,9 +42,9 @@ class Inputs:
     files: Mapping[str, Path]
     ranges: Sequence[tuple[int, int]] = ()
 
-    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
-        """The arrays of every method."""
-        return {name: _load(path) for name, path in self.files.items()}
+    def arrays(self, needed: Sequence[str] = ()) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of every method; a `UserError` where one of those ``needed`` is not among them."""
+        return {name: _load(path, needed) for name, path in self.files.items()}
 
 
 def run(number: str, inputs: Inputs, out: Path) -> None:
@@ -67,14 +70,20 @@ def save(fig: Figure, out: Path) -> None:
         fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as arrays:
-            return dict(arrays)
+        with np.load(path) as stored:
+            arrays = dict(stored)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: not a readable .npz ({e}). Delete it and run Snakemake again.") from None
+    if missing := [name for name in needed if name not in arrays]:
+        raise UserError(
+            f"{path}: lacks {', '.join(missing)}; met {', '.join(arrays)}. Name a file of the kind that this figure is "
+            "drawn from, or delete it and run Snakemake again if an earlier version made it."
+        )
+    return arrays
 
 
 # ------------------------------------------------------------------------------------------------------ grids
@@ -157,7 +166,7 @@ def method_title(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ the figures
 def denoise(inputs: Inputs) -> Figure:
     """Figure 1.1: noisy images above, what the frozen diffusion model makes of them below."""
-    (arrays,) = inputs.arrays().values()
+    (arrays,) = inputs.arrays(_DENOISE).values()
     rows = [np.stack([arrays["noisy"][i], arrays["images"][i]]) for i in sources(arrays)]
     firsts = [np.stack([arrays["originals"][i : i + 1]] * 2) for i in sources(arrays)]
     blocks = [[np.concatenate([first, row], axis=1)] for first, row in zip(firsts, rows, strict=True)]
@@ -173,7 +182,7 @@ def counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> 
         full: the row of all segments (Figures 4.3, 4.4), else the other ranges.
         names: what the thesis calls the ranges; these are then the inputs' ``ranges`` in this order.
     """
-    arrays = inputs.arrays()
+    arrays = inputs.arrays(_COUNTERFACTUAL)
     first = next(iter(arrays.values()))
     *parts, everything = map(tuple, first["ranges"].tolist())
     wanted = [everything] if full else list(inputs.ranges) if names else parts
@@ -207,13 +216,13 @@ def _both_ways(arrays: Mapping[str, np.ndarray], pair: int, i: int) -> np.ndarra
 
 
 def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> Figure:
-    """Figures 4.5 to 4.7: each sample pushed along an attribute, the reconstruction in the middle.
+    """Figures 4.5 to 4.7: each sample pushed along an attribute; scale 0 is the reconstruction.
 
     Args:
         full: the classifiers on all of z (Figure 4.7), else the masked ones.
         side_by_side: methods in columns (Figure 4.6), else in rows.
     """
-    arrays = inputs.arrays()
+    arrays = inputs.arrays(_MANIPULATION)
     first = next(iter(arrays.values()))
     rows = manipulated(first, full=full)
     samples = sources(first)
@@ -242,9 +251,8 @@ def sources(arrays: Mapping[str, np.ndarray]) -> range:
 
 def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[int, str, int]]:
     """Rows of the arrays with their attribute and dimensions: the classifiers on all of z, or the masked ones."""
-    rows = [(i, str(a), int(d)) for i, (a, d) in enumerate(zip(arrays["attributes"], arrays["dims"], strict=True))]
-    whole = {attribute: max(d for _, a, d in rows if a == attribute) for _, attribute, _ in rows}
-    return [row for row in rows if (row[2] == whole[row[1]]) == full]
+    rows = zip(arrays["attributes"], arrays["dims"], arrays["masked"], strict=True)
+    return [(i, str(a), int(d)) for i, (a, d, masked) in enumerate(rows) if masked != full]
 
 
 def training_history(path: Path) -> pd.DataFrame:

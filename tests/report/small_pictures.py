@@ -45,7 +45,8 @@ def manipulation(folder: Path, method: str, seed: int = 0) -> Path:
         images=pictures(4, 4, 5, seed=seed),
         originals=pictures(4, seed=100),
         attributes=np.array(["Wearing Hat", "Wearing Hat", "Dark background", "Dark background"]),
-        dims=np.array([128, 512, 16, 512]),
+        dims=np.array([128, 512, 512, 512]),  # the second attribute's masked classifier keeps all of z
+        masked=np.array([True, False, True, False]),
         scales=np.array([-6.8, -3.4, 0.0, 3.4, 6.8]),
         indices=np.array([5, 812, 33, 4]),
     )

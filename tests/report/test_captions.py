@@ -29,10 +29,22 @@ def test_figures_4_1_and_4_3_give_the_distance_to_the_other_image_both_ways(tmp_
     arrays = dict(np.load(path)) | {"sources": flat(2, value=50), "targets": flat(2, value=90)}
     arrays["images"], arrays["reverse"] = flat(2, 4, 4, value=90), flat(2, 4, 4, value=50)
     arrays["images"][:, 1, -1], arrays["reverse"][:, 1, -1] = 80, 70  # range 2-4: 10 away there, 20 back
+    arrays["scales"] = np.array([0.2, 0.4, 0.6, 0.8])
     np.savez(path, **arrays)
     inputs = Inputs("sprites", {"diffsiam_hier": path})
+    for number in ("4_1", "4_3"):
+        assert "the picture at scale 0.8 and" in captions.SHOWS[number](inputs)
     assert "DiffSiam hier.: 0-2: 0.0, 2-4: 15.0, 4-6: 0.0, 0-8: 0.0." in captions.SHOWS["4_1"](inputs)
     assert captions.SHOWS["4_3"](inputs).endswith("both ways: DiffSiam hier. 0.0.")
+
+
+def test_figure_4_5_measures_from_the_scale_nearest_to_0_and_names_it(tmp_path: Path) -> None:
+    path = small.manipulation(tmp_path, "pdae")
+    arrays = dict(np.load(path)) | {"images": flat(4, 4, 3, value=90), "scales": np.array([0.5, 3.0, 6.0])}
+    arrays["images"][[0, 2], :, -1] = 100  # the masked classifiers' ends; the reference is at the other
+    np.savez(path, **arrays)
+    text = captions.SHOWS["4_5"](Inputs("sprites", {"pdae": path}))
+    assert "the ends (scales 0.5, 6) and the picture at scale 0.5: PDAE 5.0." in text
 
 
 def test_figure_4_9_gives_the_loss_at_the_end(tmp_path: Path) -> None:

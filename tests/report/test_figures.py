@@ -199,6 +199,14 @@ def test_arrays_that_are_missing_or_damaged_are_named(
         figures.run("1_1", figures.Inputs("sprites", {"frozen": tmp_path / "denoise.npz"}), tmp_path / "x.png")
 
 
+@pytest.mark.parametrize(("number", "other", "missing"), [("4_1", "4_5", "reverse"), ("4_5", "1_1", "masked")])
+def test_arrays_of_another_figure_are_named(
+    number: str, other: str, missing: str, inputs: dict[str, figures.Inputs], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"npz: lacks .*{missing}.*; met .*originals"):
+        figures.run(number, inputs[other], tmp_path / "x.png")
+
+
 def test_an_unknown_figure_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"4_10.*1_1, 3_1"):
         figures.run("4_10", figures.Inputs("sprites", {}), tmp_path / "x.png")
