@@ -27,7 +27,12 @@ KINDS = {
     "denoise.npz": {},
     "counterfactual_{method}.npz": {"trained": TRAINED},
     "manipulation_{method}.npz": {"trained": TRAINED, "probmask": classifiers},
-    "numbers_{method}.csv": {"trained": TRAINED, "probmask": classifiers, "classifier": judge},
+    "numbers_{method}.csv": {
+        "trained": TRAINED,
+        "probmask": classifiers,
+        "classifier": judge,
+        "labels": "results/data/{pretrain}/attributes_train.npy",
+    },
 }
 
 
