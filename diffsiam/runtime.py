@@ -84,11 +84,14 @@ def _keep_memory() -> None:
 
 
 def compute_dtype(runtime: Runtime, device: torch.device) -> torch.dtype:
-    """bf16 or fp32, for autocast. ``auto`` is bf16 only where it is faster: on a CPU without matrix tiles (AMX)
-    bf16 convolutions run at about half the speed of fp32."""
+    """bf16 or fp32, for autocast. ``auto`` is bf16 only where it is faster: a CPU needs bf16 instructions (AMX or
+    AVX512_BF16); without them bf16 convolutions run at about half the speed of fp32."""
     import torch
 
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     use_bf16 = runtime.precision == "bf16" or (runtime.precision == "auto" and fast)
     return torch.bfloat16 if use_bf16 else torch.float32
 

@@ -99,10 +99,10 @@ def alternate(ours: Callable, reference: Callable, repeats: int = REPEATS) -> tu
     return statistics.median(times[ours]), statistics.median(times[reference])
 
 
-def convolution_peak() -> float:
-    """GFLOP/s of a 128-channel 3x3 convolution, forward and backward, as the cores do it best here."""
-    conv = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
-    x = torch.randn(32, 128, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
+def convolution_peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of a 128-channel 3x3 convolution in ``dtype``, forward and backward, as the cores do it best here."""
+    conv = nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(32, 128, 32, 32, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
 
     def step() -> None:
         y = conv(x)
@@ -125,10 +125,10 @@ def row(name: str, ours: float, reference: float, note: str) -> dict[str, object
     return {"name": name, "ours_seconds": ours, "reference_seconds": reference, "ratio": reference / ours, "note": note}
 
 
-def share(step: Callable, seconds: float) -> str:
-    work, peak = flops(step), convolution_peak()
-    rate = work / seconds
-    return f"{rate:.0f} of the {peak:.0f} GFLOP/s of a 128-channel 3x3 convolution ({rate / peak:.0%})"
+def share(step: Callable, seconds: float, dtype: torch.dtype) -> str:
+    work, peak = flops(step), convolution_peak(dtype)
+    rate, name = work / seconds, str(dtype).removeprefix("torch.")
+    return f"{rate:.0f} of the {peak:.0f} GFLOP/s of a 128-channel 3x3 convolution in {name} ({rate / peak:.0%})"
 
 
 def dm_step() -> list[dict[str, object]]:
@@ -164,7 +164,7 @@ def dm_step() -> list[dict[str, object]]:
         average.update()
 
     a, b = alternate(ours, reference)
-    return [row("dm_step", a, b, f"batch {s.batch_size}; {share(ours, a)}")]
+    return [row("dm_step", a, b, f"batch {s.batch_size}; {share(ours, a, s.dtype)}")]
 
 
 def _views() -> Callable[[Image.Image], Tensor]:
@@ -235,7 +235,10 @@ def simsiam_step() -> list[dict[str, object]]:
     view_seconds, _ = alternate(view_pair, lambda: None)
     return [
         row(
-            "simsiam_step", a, b, f"batch {s.batch_size}; views take {view_seconds / a:.1%} of a step; {share(ours, a)}"
+            "simsiam_step",
+            a,
+            b,
+            f"batch {s.batch_size}; views take {view_seconds / a:.1%} of a step; {share(ours, a, s.dtype)}",
         )
     ]
 
@@ -244,7 +247,7 @@ def diffsiam_step() -> list[dict[str, object]]:
     """DiffSiam (hierarchical): both terms."""
     ours, reference, s = _representation_step("diffsiam_hier")
     a, b = alternate(ours, reference)
-    return [row("diffsiam_step", a, b, f"batch {s.batch_size}; {share(ours, a)}")]
+    return [row("diffsiam_step", a, b, f"batch {s.batch_size}; {share(ours, a, s.dtype)}")]
 
 
 def step_overhead() -> list[dict[str, object]]:
