@@ -66,18 +66,20 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("precision", "tiles", "expected"),
+    ("precision", "tiles", "vectors", "expected"),
     [
-        ("auto", False, torch.float32),
-        ("auto", True, torch.bfloat16),
-        ("bf16", False, torch.bfloat16),
-        ("fp32", True, torch.float32),
+        ("auto", False, False, torch.float32),
+        ("auto", True, False, torch.bfloat16),
+        ("auto", False, True, torch.bfloat16),
+        ("bf16", False, False, torch.bfloat16),
+        ("fp32", True, True, torch.float32),
     ],
 )
-def test_auto_is_bf16_where_the_cpu_has_matrix_tiles(
-    precision: str, tiles: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
+    precision: str, tiles: bool, vectors: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
     assert runtime.compute_dtype(dataclasses.replace(CPU, precision=precision), torch.device("cpu")) == expected
 
 

@@ -5,6 +5,7 @@ Nothing is sampled here: `diffsiam.generation.figures` says what the arrays hold
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,12 +272,12 @@ def loss(inputs: Inputs) -> Figure:
     """Figure 4.9: the diffusion term of Eq. 3.11 over training, undetached and detached."""
     fig = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = fig.add_subplot()
-    for name, path in inputs.files.items():
+    for (name, path), style in zip(inputs.files.items(), itertools.cycle(("-", "--"))):
         history = training_history(path)
         window = max(1, len(history) // 25)
         (line,) = ax.plot(history["step"], history["diffusion"], lw=0.5, alpha=0.4)
         smooth = history["diffusion"].rolling(window, min_periods=1).mean()
-        ax.plot(history["step"], smooth, color=line.get_color(), lw=1.6, label=method_title(name))
+        ax.plot(history["step"], smooth, color=line.get_color(), ls=style, lw=1.6, label=method_title(name))
     ax.set(xlabel="step", ylabel="loss of Eq. 3.11, mean over pixels", title=f"Training loss: {inputs.dataset}")
     ax.set_yscale("log")
     ax.legend()

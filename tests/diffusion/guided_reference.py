@@ -115,7 +115,7 @@ class GuidedUnet(nn.Module):
         half = self.sinusoids // 2
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
         angles = timestep[:, None].float() * frequencies
-        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1))
+        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype))
         skips = []
         for block in self.input_blocks:
             x = _run(block, x, embedding)

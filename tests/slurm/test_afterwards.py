@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.dvc.clones import Clone
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.project import copy, jobs, on_cluster, settings, started
 
 pytestmark = pytest.mark.slow
@@ -46,6 +46,24 @@ def test_second_call_finishes_what_a_killed_run_left(project: Clone, slurm: Clus
     project.run("snakemake", "--unlock", LINEAR)
     project.run(*on_cluster(slurm, "--rerun-incomplete", LINEAR))
     assert (project.root / LINEAR).read_bytes() == before
+
+
+def test_job_refuses_parameters_that_were_edited_while_it_waited(project: Clone, slurm: Cluster) -> None:
+    (project.root / LINEAR).unlink()
+    nodes = f"NodeName={','.join(NODES)}"
+    slurm.ask("scontrol", "update", nodes, "State=drain", "Reason=test")
+    try:
+        with started(slurm, project, "--retries", "0", "--", LINEAR) as run:
+            run.wait_for("a submission", lambda: bool(jobs(slurm, project)))
+            project.edit("linear.penalties", 4)
+            slurm.ask("scontrol", "update", nodes, "State=resume")
+            assert run.process.wait(300) == 1, run.log()
+    finally:
+        slurm.wait()
+    number = jobs(slurm, project)[-1]["JobId"]
+    (log,) = (project.root / "results/logs/slurm").rglob(f"{number}.log")
+    assert "edited after this run was planned" in log.read_text()
+    assert not (project.root / LINEAR).exists()
 
 
 def notes(project: Clone) -> str:

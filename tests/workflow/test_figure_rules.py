@@ -153,7 +153,8 @@ def test_a_browser_lists_the_tables_and_figures_of_the_report(
     end = page.rindex("</body>")
     click = f"[...document.querySelectorAll('a')].find(a => a.textContent.trim() === '{category}').click()"
     (tmp_path / "page.html").write_text(f"{page[:end]}<script>setTimeout(() => {click}, 1500)</script>{page[end:]}")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=9000", "--dump-dom"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    flags += ["--virtual-time-budget=9000", "--dump-dom"]
     text = drawn.run(browser, *flags, f"file://{tmp_path / 'page.html'}").stdout
     shown = text[text.rindex('<div id="app"') :]
     cells = re.findall(r">([^<>]+)</td>", shown)

@@ -1,9 +1,14 @@
 # Files and records must agree before anything is planned; see diffsiam/records.py. Included after all rules.
 import atexit
+import hashlib
 
 import snakemake.persistence
 
 from diffsiam import records
+
+# What the run was planned on. A submitted job reads parameters and code again when it starts, and its results are
+# recorded under those of the plan: it must refuse others. The variable travels with `sbatch`.
+PLANNED = hashlib.sha256(json.dumps([config, [*map(digest.digest, digest.STAGE_MODULES)]], sort_keys=True).encode()).hexdigest()
 
 # Jobs run the package of this checkout, wherever `pip install -e` pointed: the digests in the records are of its code.
 os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))}
@@ -17,6 +22,7 @@ def made():
 
 
 if workflow.is_main_process:
+    os.environ |= {"DIFFSIAM_PLANNED": PLANNED}
     records.clear_dead_locks()
     try:
         records.check(made(), snakemake.persistence.RECORD_FORMAT_VERSION)
@@ -24,3 +30,10 @@ if workflow.is_main_process:
         print(e, file=sys.stderr)
         sys.exit(2)
     atexit.register(lambda: records.seal(made()))
+elif os.environ.get("DIFFSIAM_PLANNED", PLANNED) != PLANNED:
+    print(
+        "params.yaml or the code was edited after this run was planned; the job was not started. Stop Snakemake, and run "
+        "the same command again for the edited version, or undo the edit.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
