@@ -50,16 +50,15 @@ def test_second_call_finishes_what_a_killed_run_left(project: Clone, slurm: Clus
 
 def test_job_refuses_parameters_that_were_edited_while_it_waited(project: Clone, slurm: Cluster) -> None:
     (project.root / LINEAR).unlink()
-    nodes = f"NodeName={','.join(NODES)}"
-    slurm.ask("scontrol", "update", nodes, "State=drain", "Reason=test")
+    other = slurm.ask("sbatch", "--parsable", "--exclusive", f"--nodes={len(NODES)}", "--wrap=sleep 900").strip()
     try:
         with started(slurm, project, "--retries", "0", "--", LINEAR) as run:
             run.wait_for("a submission", lambda: bool(jobs(slurm, project)))
             project.edit("linear.penalties", 4)
-            slurm.ask("scontrol", "update", nodes, "State=resume")
+            slurm.ask("scancel", other)
             assert run.process.wait(300) == 1, run.log()
     finally:
-        slurm.wait()
+        slurm.ask("scancel", other)
     number = jobs(slurm, project)[-1]["JobId"]
     (log,) = (project.root / "results/logs/slurm").rglob(f"{number}.log")
     assert "edited after this run was planned" in log.read_text()
