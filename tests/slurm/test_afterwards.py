@@ -50,7 +50,8 @@ def test_second_call_finishes_what_a_killed_run_left(project: Clone, slurm: Clus
 
 def test_job_refuses_parameters_that_were_edited_while_it_waited(project: Clone, slurm: Cluster) -> None:
     (project.root / LINEAR).unlink()
-    other = slurm.ask("sbatch", "--parsable", "--exclusive", f"--nodes={len(NODES)}", "--wrap=sleep 900").strip()
+    everywhere = ("--exclusive", f"--nodes={len(NODES)}", "--output=/dev/null", "--wrap=sleep 900")
+    other = slurm.ask("sbatch", "--parsable", *everywhere).strip()
     try:
         with started(slurm, project, "--retries", "0", "--", LINEAR) as run:
             run.wait_for("a submission", lambda: bool(jobs(slurm, project)))
