@@ -155,6 +155,12 @@ def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     summary.run(args.linear, args.fewshot, args.reference, args.pretrain, args.out)
 
 
+def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import provenance
+
+    provenance.run(args.training, args.out)
+
+
 def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import curve
 
@@ -286,11 +292,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("numbers", _numbers, "Collect the numbers beside the figures as CSV and Markdown.")
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="CSV", help="numbers_<method>.csv")
 
-    sub = stage("summary", _summary, "Put the methods side by side, with paired differences in paired.csv beside it.")
+    sub = stage("summary", _summary, "Put the methods side by side, with paired differences beside it: CSV, PNG, PDF.")
     for protocol in ("linear", "fewshot"):
         sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
     sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
+
+    sub = stage("provenance", _provenance, "Collect what trained the networks, on which machine, in what time.")
+    sub.add_argument(
+        "--training", type=Path, nargs="+", required=True, metavar="JSON", help="config.json or training.json"
+    )
 
     sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")

@@ -31,6 +31,7 @@ STAGE_MODULES = {
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",
     "curve": "diffsiam.report.curve",
+    "provenance": "diffsiam.report.provenance",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

@@ -192,6 +192,8 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------------- provenance
 def provenance() -> dict[str, Any]:
     """Versions, machine, commit and date, for the config.json beside a result."""
+    import torch
+
     packages = ("torch", "diffusers", "numpy", "scikit-learn", "snakemake", "dvc")
     command = ["git", "describe", "--always", "--dirty"]
     try:
@@ -202,9 +204,20 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git.strip() or None,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _processor() -> str:
+    """The processor's name: Linux keeps it where `platform` does not look."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 # --------------------------------------------------------------------------------------------------- progress

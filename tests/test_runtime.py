@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,14 @@ def test_provenance_names_versions_commit_and_date_and_is_json() -> None:
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["python"] == ".".join(map(str, sys.version_info[:3]))
     assert record["date"].endswith("+00:00")
+    assert record["gpus"] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+@pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu, the independent witness, is not here")
+def test_provenance_names_the_processor_as_lscpu_does() -> None:
+    run = subprocess.run(["lscpu"], env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, check=True)
+    fields = dict(line.strip().split(":", 1) for line in run.stdout.splitlines() if ":" in line)
+    assert runtime.provenance()["machine"].endswith(f", {fields['Model name'].strip()}")
 
 
 def test_a_machine_without_git_still_gets_its_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

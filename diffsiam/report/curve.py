@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
-from diffsiam.report.figures import save
 from diffsiam.report.paired import AVERAGE
+from diffsiam.report.save import save
 from diffsiam.training import methods
 
 

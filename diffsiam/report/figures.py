@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.report.save import save
 from diffsiam.training import methods
 
-DPI = 300
 _TILE = 0.62  # inches
 _DENOISE = ("images", "noisy", "originals", "timesteps")
 _COUNTERFACTUAL = ("images", "reverse", "sources", "targets", "ranges", "scales", "indices")
@@ -60,15 +59,6 @@ def run(number: str, inputs: Inputs, out: Path) -> None:
     if number not in FIGURES:
         raise UserError(f"figure {number!r}: no such figure. Figures: {', '.join(FIGURES)}.")
     save(FIGURES[number](inputs), out)
-
-
-def save(fig: Figure, out: Path) -> None:
-    """Write ``out`` (.png, 300 dpi) and the .pdf beside it; the same figure gives the same bytes every day."""
-    FigureCanvasAgg(fig)
-    with runtime.atomic(out) as temporary:
-        fig.savefig(temporary, format="png", dpi=DPI)
-    with runtime.atomic(out.with_suffix(".pdf")) as temporary:
-        fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
 def _load(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:

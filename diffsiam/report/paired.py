@@ -27,11 +27,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffsiam.errors import UserError
 from diffsiam.evaluation import metrics
 from diffsiam.evaluation.metrics import Z95
+from diffsiam.training.methods import METHODS
 
 AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained on
 ALL = "all"  # in place of a seed
@@ -106,6 +108,50 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     ci95 = np.stack([np.append(e.ci95, e.pooled) for e in estimates])
     ci95 = np.sqrt((ci95**2).sum(axis=0)) / k
     return Estimate(np.mean([e.differences for e in estimates], axis=0), ci95[:-1], float(ci95[-1]))
+
+
+def draw(frame: pd.DataFrame, pretrain: str) -> Figure:
+    """One panel per baseline and protocol, one line per data set and method: the mean over seeds with its interval,
+    and a dot per seed where there are several.
+
+    Args:
+        frame: of `table`.
+        pretrain: stands apart from the transfer sets, as the average does.
+    """
+    frame = frame[frame["against"].isin(BASELINES)]
+    if frame.empty:
+        fig = Figure(figsize=(6, 1))
+        fig.text(0.5, 0.5, f"Nothing to compare with {' or '.join(BASELINES)}.", ha="center")
+        return fig
+    names = sorted(frame["dataset"].unique(), key=lambda name: (name == AVERAGE) - (name == pretrain))
+    shown = [name for name in METHODS if name in set(frame["method"])]
+    lines, columns = frame["against"].unique(), frame["shots"].unique()
+    size = 1.2 + 2.6 * len(columns), 0.5 + len(lines) * (0.7 + len(names) * (0.1 + 0.13 * len(shown)))
+    fig = Figure(figsize=size, layout="constrained")
+    panels = fig.subplots(len(lines), len(columns), sharex="col", sharey=True, squeeze=False)
+    for (against, shots), axes in zip(itertools.product(lines, columns), panels.flat, strict=True):
+        part = frame[(frame["against"] == against) & frame["shots"].isin([shots])]
+        for i, name in enumerate(shown):
+            own = part[part["method"] == name]
+            seeds, pooled = own[own["seed"] != ALL], own[own["seed"] == ALL]
+            if pooled.empty:
+                continue
+            y = pooled["dataset"].map(names.index) + 0.8 * ((i + 0.5) / len(shown) - 0.5)
+            color, title = f"C{list(METHODS).index(name)}", METHODS[name].title
+            axes.errorbar(pooled["difference"], y, xerr=pooled["ci95"], fmt="o", ms=3.5, lw=1, color=color, label=title)
+            if len(seeds) > len(pooled):
+                y = seeds["dataset"].map(dict(zip(pooled["dataset"], y, strict=True)))
+                axes.plot(seeds["difference"], y, "|", ms=6, color=color, alpha=0.6)
+        axes.axvline(0, color="0.4", lw=0.8)
+        if AVERAGE in names:
+            axes.axhspan(len(names) - 1.5, len(names) - 0.5, color="0.93", zorder=0)
+        protocol = "Linear" if pd.isna(shots) else f"{shots}-shot"
+        axes.set(title=f"{protocol}, to {METHODS[against].title}", xlabel="Difference (points)")
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axes.grid(axis="x", alpha=0.3)
+    entries = {t: h for axes in panels.flat for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries), fontsize="small")
+    return fig
 
 
 _Scores = dict[tuple[str, str], NDArray[np.float64]]  # (method, data set) -> (seeds, ...)

@@ -7,22 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diffsiam import runtime
 from diffsiam.report import paired, tables
+from diffsiam.report.save import save
 from diffsiam.training import methods
 
 _BASELINE = "simsiam"
+_SCALE = "The thesis's own numbers, on the data sets of these that it prints, are of other images, steps and network."
 _SEEN, _REVERSED, _UNTOLD = (
     "seen in {}",
     "not seen in {} (a step is reversed)",
-    "cannot be told in {} (an interval holds zero)",
+    "cannot be told in {} (within its interval, or seeds disagree)",
 )
 
 
 def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Path], pretrain: str, out: Path) -> None:
-    """Write the summary as ``out``, and every difference as paired.csv beside it.
+    """Write the summary as ``out``, and every difference beside it as paired.csv, drawn in paired.png and .pdf.
 
     Args:
         linear, fewshot: JSON files of the linear probes and the few-shot episodes, of the same encoders and data sets.
@@ -37,6 +40,7 @@ def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Pa
     summary = text(_accuracies(*results), differences, thesis, pretrain)
     with runtime.atomic(out.with_name("paired.csv")) as temporary:
         differences.to_csv(temporary, index=False, float_format="%.4f")
+    save(paired.draw(differences, pretrain), out.with_name("paired.png"))
     runtime.write_text(out, summary)
 
 
@@ -51,7 +55,7 @@ def encoder(linear: Sequence[Path], fewshot: Sequence[Path], out: Path) -> str:
     scores = _accuracies(linear_results, fewshot_results)
     rows.append(["Avg.", *(tables.cell(x) for x in scores.groupby("protocol", sort=False)["accuracy"].mean())])
     title = f"**{linear_results[0]['method']}**: accuracy in percent ± 95 % half-width"
-    table = "\n".join([title, "", *_aligned(rows), ""])
+    table = "\n".join([title, "", *aligned(rows), ""])
     runtime.write_text(out, table)
     return table
 
@@ -65,27 +69,40 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
         thesis: method, dataset, accuracy and shots, which is missing for Table 4.1.
     """
     titles = {name: methods.lookup(name).title for name in scores["method"].unique()}
-    transfer = scores[scores["dataset"] != pretrain]
-    names = list(transfer["dataset"].unique())
-    columns = {"Linear, all": scores[scores["protocol"] == "Linear"]}
-    columns |= {str(protocol): part for protocol, part in transfer.groupby("protocol", sort=False)}
-    rows = [["Method", *columns]]
+    names = [name for name in scores["dataset"].unique() if name != pretrain]
+    thesis = thesis[thesis["dataset"].isin([pretrain, *names])].assign(protocol=lambda t: t["shots"].map(_label))
+    thesis = thesis.assign(seed=0)  # it gives no other
+    ours, theirs = _columns(scores, pretrain), _columns(thesis, pretrain)
+    rows = [["Method", *ours]]
     for name, title in titles.items():
-        rows.append([title, *(_mean_cell(part[part["method"] == name]) for part in columns.values())])
+        rows.append([title, *(_mean_cell(part[part["method"] == name]) for part in ours.values())])
+    for name, title in titles.items():
+        if name in set(thesis["method"]):
+            printed = [theirs.get(column, thesis.head(0)) for column in ours]
+            rows.append([f"{title}, thesis's own", *(_mean_cell(part[part["method"] == name]) for part in printed)])
     seeds = sorted(scores["seed"].unique())
     lines = [
         f"**Methods side by side.** Accuracy in percent, mean over the transfer sets: {', '.join(names)}.",
         f"'Linear, all' is the average of Table 4.1. Seeds: {', '.join(map(str, seeds))}"
         + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "."),
+        *([_SCALE] if len(thesis) else []),
         "",
-        *_aligned(rows),
+        *aligned(rows),
         "",
     ]
-    averages = differences[(differences["dataset"] == paired.AVERAGE) & (differences["seed"] == paired.ALL)]
-    to_baseline = averages[averages["against"] == _BASELINE]
+    pooled = differences[differences["seed"] == paired.ALL]
+    to_baseline = pooled[pooled["against"] == _BASELINE]
     if len(to_baseline):
-        lines += [*_differences(to_baseline, thesis, names, titles), ""]
+        lines += [*_differences(to_baseline, thesis, pretrain, titles), ""]
+    averages = differences[differences["dataset"] == paired.AVERAGE]
     return "\n".join([*lines, _order(averages, titles, len(seeds)), ""])
+
+
+def _columns(scores: pd.DataFrame, pretrain: str) -> dict[str, pd.DataFrame]:
+    """The rows that each column of the first table is the mean of."""
+    transfer = scores[scores["dataset"] != pretrain]
+    columns = {"Linear, all": scores[scores["protocol"] == "Linear"]}
+    return columns | {str(protocol): part for protocol, part in transfer.groupby("protocol", sort=False)}
 
 
 def _accuracies(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -101,32 +118,37 @@ def _label(shots: Any) -> str:
 
 def _mean_cell(part: pd.DataFrame) -> str:
     by_seed = part.groupby("seed")["accuracy"].mean()
-    return tables.cell(by_seed.mean(), spread=by_seed.std())
+    return tables.cell(by_seed.mean(), spread=by_seed.std()) if len(by_seed) else ""
 
 
-def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, names: list[str], titles: dict[str, str]) -> list[str]:
-    """Against SimSiam on the transfer average, with the thesis's own in a column of their own."""
-    printed = thesis[thesis["dataset"].isin(names)].assign(protocol=lambda t: t["shots"].map(_label))
-    theirs = printed.pivot(index=["protocol", "dataset"], columns="method", values="accuracy")
-    out = [["Method", "Protocol", "Difference", "Thesis's own, at its scale"]]
-    for row in rows.sort_values("method", key=lambda c: c.map(list(titles).index), kind="stable").to_dict("records"):
-        label = _label(row["shots"])
-        own = ""
-        if row["method"] in theirs and label in theirs.index:
-            own = tables.cell((theirs[row["method"]] - theirs[_BASELINE])[label].mean(), sign="+")
-        ours = tables.cell(row["difference"], row["ci95"], row["spread"], sign="+")
-        out.append([titles[row["method"]], label, ours, own])
+def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
+    """Against SimSiam on the data set pretrained on and on the transfer average, each beside the thesis's own."""
+    printed = thesis.pivot(index=["dataset", "protocol"], columns="method", values="accuracy")
+    printed = printed.sub(printed.get(_BASELINE, 0.0), axis="index")  # nothing of the thesis's: nothing to subtract
+    own = printed.index.get_level_values("dataset") == pretrain
+    theirs = {pretrain: printed[own], paired.AVERAGE: printed[~own]}
+    places = {name: theirs[name].groupby("protocol").mean() for name in theirs if name in set(rows["dataset"])}
+    table = rows.assign(protocol=rows["shots"].map(_label)).set_index(["method", "protocol", "dataset"])
+    out = [["Method", "Protocol", *itertools.chain.from_iterable((name, "thesis") for name in places)]]
+    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], table.index.unique("protocol")):
+        cells = []
+        for name, thesis_own in places.items():
+            r = table.xs((method, protocol, name)).to_dict()
+            cells.append(tables.cell(r["difference"], r["ci95"], r["spread"], sign="+"))
+            known = method in thesis_own and protocol in thesis_own.index
+            cells.append(tables.cell(thesis_own.loc[protocol, method], sign="+") if known else "")
+        out.append([titles[method], protocol, *cells])
     return [
-        f"**Difference to {titles[_BASELINE]}** on the transfer average, in points ± 95 % half-width.",
-        "Paired: episode by episode, and test image by test image. All in paired.csv.",
-        "The thesis's own: mean over those of these data sets that it prints; other images, steps, network.",
+        f"**Difference to {titles[_BASELINE]}** in points ± 95 % half-width.",
+        "Paired: episode by episode, and test image by test image. All data sets: paired.csv, paired.png.",
         "",
-        *_aligned(out),
+        *aligned(out),
     ]
 
 
 def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
-    """One sentence: per protocol, whether each step of the thesis's order lies outside its interval."""
+    """One sentence: per protocol, whether each step of the thesis's order lies outside its interval, at every seed on
+    the same side."""
     words = " > ".join(methods.lookup(name).title for name in paired.ORDER)
     steps = [
         averages[(averages["method"] == m) & (averages["against"] == a)] for m, a in itertools.pairwise(paired.ORDER)
@@ -135,17 +157,22 @@ def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
         return f"The order {words} on the transfer average cannot be told: a method or every transfer set is missing."
     found: dict[str, list[str]] = {_SEEN: [], _REVERSED: [], _UNTOLD: []}
     for shots, part in pd.concat(steps).groupby("shots", sort=False, dropna=False):
-        if (part["difference"] - part["ci95"] > 0).all():
-            verdict = _SEEN
-        else:
-            verdict = _REVERSED if (part["difference"] + part["ci95"] < 0).any() else _UNTOLD
+        signs = [_sign(step) for _, step in part.groupby("method")]
+        verdict = _SEEN if min(signs) > 0 else _REVERSED if min(signs) < 0 else _UNTOLD
         found[verdict].append(_label(shots))
     said = "; ".join(verdict.format(", ".join(where)) for verdict, where in found.items() if where)
     luck = "the luck of this one training" if seeds == 1 else "the luck of training, beyond the spread shown"
     return f"The order {words} on the transfer average: {said}. Intervals leave out {luck}."
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _sign(step: pd.DataFrame) -> int:
+    """1 or -1 where a difference is outside its interval and has the same sign at every seed, else 0."""
+    pooled = step[step["seed"] == paired.ALL].iloc[0]
+    signs = set(np.sign(step["difference"]))
+    return int(signs.pop()) if len(signs) == 1 and abs(pooled["difference"]) > pooled["ci95"] else 0
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, header first, whose columns line up in a terminal too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [

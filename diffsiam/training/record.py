@@ -32,7 +32,7 @@ def finish(
     import pandas as pd
 
     with runtime.atomic(history_csv) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
+        pd.DataFrame(history or {"step": [], "loss": []}).to_csv(temporary, index=False, float_format="%.6g")
     record = {
         **more,
         "params": plan.identity,

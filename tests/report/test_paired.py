@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from diffsiam.errors import UserError
 from diffsiam.evaluation import metrics
@@ -177,3 +178,37 @@ def test_different_episodes_are_refused() -> None:
         UserError, match=r"5 ways, 4 queries, (3|4) episodes, shots 1; 5 ways, 4 queries, (3|4) episodes"
     ):
         paired.table(linear(), results, "sprites")
+
+
+def drawn(datasets: tuple[str, ...] = ("sprites", *TRANSFER)) -> Figure:
+    return paired.draw(paired.table(linear(datasets=datasets), fewshot(datasets), "digits"), "digits")
+
+
+def test_the_picture_has_a_panel_per_protocol_and_data_sets_from_the_pretraining_set_to_the_average() -> None:
+    axes = drawn().axes
+    assert [a.get_title() for a in axes] == ["Linear, to SimSiam", "1-shot, to SimSiam"]
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["digits", "sprites", "photos", paired.AVERAGE]
+
+
+def test_the_picture_shows_means_intervals_and_seeds() -> None:
+    _, axes = drawn().axes
+    (bars,) = axes.containers
+    means, _, (segments,) = bars.lines
+    frame = select(paired.table(linear(datasets=("sprites", *TRANSFER)), fewshot(("sprites", *TRANSFER)), "digits"))
+    frame = select(frame, protocol="fewshot", **HIER).set_index(["dataset", "seed"])
+    at = {round(y): x for x, y in zip(*means.get_data(), strict=True)}
+    assert at[0] == pytest.approx(frame.loc[("digits", "all"), "difference"])
+    assert at[3] == pytest.approx(frame.loc[(paired.AVERAGE, "all"), "difference"])
+    ends = {round(path[0, 1]): path[:, 0] for path in segments.get_segments()}
+    centre, half = frame.loc[("digits", "all"), ["difference", "ci95"]]
+    assert ends[0] == pytest.approx([centre - half, centre + half])
+    ticks = axes.get_lines()[1]
+    at_seeds = [x for x, y in zip(*ticks.get_data(), strict=True) if round(y) == 0]
+    assert at_seeds == pytest.approx([10, 15])
+
+
+def test_without_a_baseline_there_is_a_picture_that_says_so() -> None:
+    only = [r for r in linear() if r["method"] == "simsiam"], [r for r in fewshot() if r["method"] == "simsiam"]
+    fig = paired.draw(paired.table(*only, "sprites"), "sprites")
+    assert not fig.axes
+    assert "Nothing to compare" in fig.texts[0].get_text()

@@ -292,8 +292,11 @@ def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Pat
     config = runtime.read_json(out / "config.json")
     assert (config["method"], config["seed"], config["dim"], config["image_size"]) == (name, 0, 8, tiny.SIDE)
     assert config["params"]["representation"]["segments"] == 4
-    if METHODS[name].trained:
-        history = pd.read_csv(out / "history.csv")
+    history = pd.read_csv(out / "history.csv")
+    if not METHODS[name].trained:
+        assert history.empty
+        assert list(history) == ["step", "loss"]
+    else:
         assert history["step"].tolist() == [1, 2, 3, 4, 5, 6]
         assert history["learning_rate"][0] == pytest.approx(0.05)
         raw, averaged = (runtime.load_weights(out / f"{stem}.safetensors") for stem in ("encoder", "encoder_ema"))

@@ -35,6 +35,8 @@ rule summary:
     output:
         md="results/summary.md",
         paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
+        picture=report("results/paired.png", caption="../report/summary.rst", category="Tables"),
+        pdf="results/paired.pdf",
     params:
         own=own("tables"),
         code=digest.digest("tables"),
@@ -49,14 +51,40 @@ rule summary:
         "--pretrain {params.pretrain} --out {output.md} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
 
 
+# The records of all networks behind the tables.
+TRAININGS = every(f"{ENCODER}/config.json")
+if any(METHODS[name].diffusion for name in config["methods"]):
+    TRAININGS = expand(rules.diffusion.output.training, pretrain=config["pretrain"]) + TRAININGS
+
+
+rule provenance:
+    input:
+        trainings=TRAININGS,
+        history=[os.path.dirname(file) + "/history.csv" for file in TRAININGS],
+    output:
+        "results/provenance.md",
+    params:
+        own=own("tables"),
+        code=digest.digest("provenance"),
+    log:
+        "results/logs/provenance.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam provenance --training {input.trainings} --out {output} --params {params.own:q} 2>&1 | tee {log}"
+
+
 rule tables:
     input:
         "results/table4_1.csv",
         "results/table4_2.csv",
         "results/summary.md",
+        "results/provenance.md",
 
 
 localrules:
+    provenance,
     table4_1,
     table4_2,
     summary,
