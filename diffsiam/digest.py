@@ -36,7 +36,7 @@ STAGE_MODULES = {
 }
 
 # Not part of a result: parameters are recorded by value, errors are messages, and this module only watches.
-_EXCLUDED = {"diffsiam", "diffsiam.params", "diffsiam.errors", "diffsiam.digest"}
+_EXCLUDED = {"diffsiam", "diffsiam.params", "diffsiam.schema", "diffsiam.errors", "diffsiam.digest"}
 
 
 def modules(stage: str) -> tuple[str, ...]:

@@ -1,27 +1,16 @@
-"""The experiment's parameters: a strict schema, typed dataclasses, and which leaf each stage reads.
-
-``params.yaml`` is checked against ``workflow/schemas/params.schema.yaml``; unknown keys, wrong types and values out
-of range end in one `UserError` that names the key, the value met and what is allowed.
-"""
+"""The experiment's parameters: typed dataclasses, and which leaf each stage reads. Values are checked by
+`diffsiam.schema`, and beyond it where a schema has no words for it."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import json
-import math
 import types
 import typing
-from pathlib import Path
 from typing import Any, TypeVar
 
-import jsonschema
-import yaml
-
+from diffsiam import schema
 from diffsiam.errors import UserError
-
-SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.schema.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,40 +272,13 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "figures": ("figures", "generation.methods"),
     "numbers": (),
     "curve": (),
+    "provenance": ("methods", "seeds", "pretrain"),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
 VARIABLE = "DIFFSIAM_PARAMS"  # environment variable that carries the untracked leaves to a rule's command, as JSON
 
 T = TypeVar("T")
-
-
-def _is_integer(checker: object, value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(checker: object, value: Any) -> bool:
-    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
-
-
-# JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds.
-_Validator = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_number}
-    ),
-)
-
-
-@functools.cache
-def _schema() -> dict[str, Any]:
-    try:
-        return yaml.safe_load(SCHEMA.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{SCHEMA}: the schema of params.yaml is missing. Install the package from a clone of the "
-            "repository with `pip install -e .`."
-        ) from None
 
 
 def read(*sources: str) -> dict[str, Any]:
@@ -331,21 +293,14 @@ def read(*sources: str) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for source in sources:
-        merged = _merge(merged, _parse(source))
+        merged = schema.merge(merged, schema.parse(source))
     check(merged, complete=False)
     return merged
 
 
 def check(raw: dict[str, Any], *, complete: bool = True) -> None:
     """Check a nested mapping against the schema; with ``complete``, absent keys are errors too."""
-    errors = [
-        e
-        for e in _Validator(_schema()).iter_errors(raw)
-        if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
-    ]
-    if errors:
-        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: e.path))
-        raise UserError("params: " + "\n        ".join(lines))
+    schema.check(raw, complete=complete)
     if complete:
         for cls in SECTIONS.values():
             section(raw, cls)
@@ -361,7 +316,7 @@ def check(raw: dict[str, Any], *, complete: bool = True) -> None:
 
 def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
     """``raw`` as it stands for one data set and the trainings on it: with its overrides."""
-    return _merge(raw, raw["overrides"].get(dataset, {}))
+    return schema.merge(raw, raw["overrides"].get(dataset, {}))
 
 
 def _check_attributes(raw: dict[str, Any]) -> None:
@@ -416,35 +371,7 @@ def select(raw: dict[str, Any], leaves: tuple[str, ...]) -> dict[str, Any]:
     for leaf in leaves:
         keys = leaf.split(".")
         value: Any = functools.reduce(lambda node, key: node[key], keys, raw)
-        out = _merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
-    return out
-
-
-def _parse(source: str) -> dict[str, Any]:
-    if source.lstrip().startswith("{"):
-        try:
-            return json.loads(source)
-        except json.JSONDecodeError as e:
-            raise UserError(f"--params {source}: not a JSON object ({e}).") from None
-    try:
-        value = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(
-            f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
-            "YAML file with --params."
-        ) from None
-    except yaml.YAMLError as e:
-        raise UserError(f"{source}: not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: a mapping of sections is needed, met {type(value).__name__}.")
-    return value
-
-
-def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    out = dict(a)
-    for key, value in b.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merge(out[key], value) if both else value
+        out = schema.merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
     return out
 
 
@@ -470,49 +397,3 @@ def _tuple(values: list[Any], item: Any, where: str) -> tuple[Any, ...]:
     if dataclasses.is_dataclass(item):
         return tuple(_build(typing.cast(type, item), v, f"{where}.{i}") for i, v in enumerate(values))
     return tuple(_tuple(v, object, where) if isinstance(v, list) else v for v in values)
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    """One line for one schema error: the key, the value met, what is allowed."""
-    key = ".".join(str(p) for p in error.absolute_path)
-    rule = typing.cast(dict[str, Any], error.schema)
-    if error.validator == "additionalProperties":
-        known = list(rule["properties"])
-        unknown = [k for k in error.instance if k not in known]
-        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        path = ".".join(filter(None, [key, str(unknown[0])]))
-        return f"{path}: unknown key.{hint} Allowed here: {', '.join(known)}."
-    if error.validator == "required":
-        missing = [".".join(filter(None, [key, k])) for k in rule["required"] if k not in error.instance]
-        verb = "is" if len(missing) == 1 else "are"
-        return f"{', '.join(missing)} {verb} missing. Copy from workflow/presets/demo.yaml."
-    hint = ""
-    if isinstance(error.instance, str) and error.validator == "type":
-        try:
-            float(error.instance)
-            hint = f" YAML reads {error.instance} as text: write a decimal point, as in 1.0e-4."
-        except ValueError:
-            pass
-    return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"
-
-
-def _allowed(rule: dict[str, Any]) -> str:
-    words = {
-        "minimum": "at least {}",
-        "exclusiveMinimum": "above {}",
-        "maximum": "at most {}",
-        "exclusiveMaximum": "below {}",
-        "minItems": "at least {} items",
-        "maxItems": "at most {} items",
-        "minLength": "not empty",
-        "pattern": "matching {}",
-    }
-    if "enum" in rule:
-        return "one of " + ", ".join(map(str, rule["enum"]))
-    kind = rule.get("type", "value")
-    parts = [kind if isinstance(kind, str) else " or ".join(kind)]
-    parts += [text.format(rule[word]) for word, text in words.items() if word in rule]
-    parts += ["no value twice"] if rule.get("uniqueItems") else []
-    meaning = f" ({rule['description'].rstrip('.')})" if "description" in rule else ""
-    return ", ".join(parts) + meaning

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "diffsiam"
 ORDER = [  # a module imports from its own layer and from those above it in this list
     {"errors"},
+    {"schema"},
     {"params", "digest"},
     {"runtime"},
     {"data", "records", "cluster"},

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from diffsiam import params
+from diffsiam import params, schema
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
-SCHEMA = yaml.safe_load(params.SCHEMA.read_text())
+SCHEMA = yaml.safe_load(schema.SCHEMA.read_text())
 REMOVE = object()
 
 
@@ -156,6 +156,7 @@ MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the messag
     ("diffusion.steps", None, ["met null", "integer"]),
     ("diffusion", None, ["met null", "object"]),
     ("diffusion.learning_rate", "1e-4", ['met "1e-4"', "number", "1.0e-4"]),
+    ("diffusion.steps", "600", ['met "600"', "integer", "take its quotes away", "--configfile"]),
     ("diffusion.learning_rate", 0, ["met 0", "above 0"]),
     ("diffusion.learning_rate", math.nan, ["met NaN", "above 0"]),
     ("representation.diffusion_weight", math.inf, ["met Infinity", "at least 0"]),

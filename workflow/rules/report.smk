@@ -64,7 +64,7 @@ rule provenance:
     output:
         "results/provenance.md",
     params:
-        own=own("tables"),
+        own=own("provenance"),
         code=digest.digest("provenance"),
     log:
         "results/logs/provenance.log",

@@ -1,0 +1,144 @@
+"""Parameters as they are written: sources read and merged, and checked against the schema with one line per mistake."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import typing
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from diffsiam.errors import UserError
+
+SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+
+
+def _is_integer(checker: object, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(checker: object, value: Any) -> bool:
+    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_integer, "number": _is_number}
+    ),
+)
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
+    try:
+        return yaml.safe_load(SCHEMA.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{SCHEMA}: the schema of params.yaml is missing. Install the package from a clone of the "
+            "repository with `pip install -e .`."
+        ) from None
+
+
+def check(raw: dict[str, Any], *, complete: bool) -> None:
+    """Refuse unknown keys, wrong types and values out of range; with ``complete``, absent keys too, save in overrides.
+
+    Raises:
+        UserError: one line for each mistake.
+    """
+    errors = [
+        e
+        for e in _Validator(_schema()).iter_errors(raw)
+        if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
+    ]
+    if errors:
+        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: e.path))
+        raise UserError("params: " + "\n        ".join(lines))
+
+
+def parse(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in a JSON object written out; a `UserError` where there is none."""
+    if source.lstrip().startswith("{"):
+        try:
+            return json.loads(source)
+        except json.JSONDecodeError as e:
+            raise UserError(f"--params {source}: not a JSON object ({e}).") from None
+    try:
+        value = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(
+            f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
+            "YAML file with --params."
+        ) from None
+    except yaml.YAMLError as e:
+        raise UserError(f"{source}: not YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: a mapping of sections is needed, met {type(value).__name__}.")
+    return value
+
+
+def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """``a`` with the values of ``b`` over its own, at every depth."""
+    out = dict(a)
+    for key, value in b.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    """One line for one schema error: the key, the value met, what is allowed."""
+    key = ".".join(str(p) for p in error.absolute_path)
+    rule = typing.cast(dict[str, Any], error.schema)
+    if error.validator == "additionalProperties":
+        known = list(rule["properties"])
+        unknown = [k for k in error.instance if k not in known]
+        near = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        path = ".".join(filter(None, [key, str(unknown[0])]))
+        return f"{path}: unknown key.{hint} Allowed here: {', '.join(known)}."
+    if error.validator == "required":
+        missing = [".".join(filter(None, [key, k])) for k in rule["required"] if k not in error.instance]
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{', '.join(missing)} {verb} missing. Copy from workflow/presets/demo.yaml."
+    hint = ""
+    if isinstance(error.instance, str) and error.validator == "type":
+        hint = _text_for_number(error.instance)
+    return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"
+
+
+def _text_for_number(text: str) -> str:
+    try:
+        float(text)
+    except ValueError:
+        return ""
+    if "e" in text.lower():
+        return f" YAML reads {text} as text: write a decimal point, as in 1.0e-4."
+    return f" This {text} is text: take its quotes away. Inside --config '...={{}}' all is text; use --configfile FILE."
+
+
+def _allowed(rule: dict[str, Any]) -> str:
+    words = {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+        "minItems": "at least {} items",
+        "maxItems": "at most {} items",
+        "minLength": "not empty",
+        "pattern": "matching {}",
+    }
+    if "enum" in rule:
+        return "one of " + ", ".join(map(str, rule["enum"]))
+    kind = rule.get("type", "value")
+    parts = [kind if isinstance(kind, str) else " or ".join(kind)]
+    parts += [text.format(rule[word]) for word, text in words.items() if word in rule]
+    parts += ["no value twice"] if rule.get("uniqueItems") else []
+    meaning = f" ({rule['description'].rstrip('.')})" if "description" in rule else ""
+    return ", ".join(parts) + meaning
