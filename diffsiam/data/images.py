@@ -41,8 +41,8 @@ def decode(data: bytes | Path) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Bicubic, antialiased, of the short side to ``size`` pixels, then the central square (METHOD.md,
-    section 5); rounding as in torchvision. An image of that size already comes back as it is."""
+    """Bicubic, antialiased, of the short side to ``size`` pixels, then the central square; rounding as in torchvision.
+    An image of that size already comes back as it is."""
     width, height = image.size
     short = min(width, height)
     if short != size:

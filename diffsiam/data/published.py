@@ -1,5 +1,5 @@
-"""The data sets of the thesis as they are published, in torchvision's layout, with the splits of METHOD.md
-section 5.
+"""The data sets of the thesis as they are published, in torchvision's layout, with the splits that
+transfer benchmarks take them in.
 
 torchvision's classes read the lists where they have the splits; PyTorch is imported only for those.
 """

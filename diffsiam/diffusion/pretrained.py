@@ -3,7 +3,7 @@
 A model comes as two files side by side, a config and the weights, from a Hugging Face repository, an address or
 a local folder: in the diffusers layout, or as a guided-diffusion checkpoint of PDAE's, which is converted. What is
 written is always a `UNet2DModel` that predicts noise in three channels from images in [-1, 1] and a timestep index
-in 0..999, under beta linear from 1e-4 to 0.02 (METHOD.md, section 1). A network that predicts the variance as well,
+in 0..999, under beta linear from 1e-4 to 0.02 (as in DDPM). A network that predicts the variance as well,
 in three further output channels, loses these here.
 """
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy by the thesis's protocol (Table 4.2; METHOD.md section 5), exactly and in seconds.
+"""Few-shot accuracy by the thesis's protocol (Table 4.2), exactly and in seconds.
 
 A linear layer is trained by SGD on the frozen features of a few support images and classifies query images,
 in thousands of episodes. `fewshot_kernels.solve` gives the plain loop's predictions without a 512-dimensional

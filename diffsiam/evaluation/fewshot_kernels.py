@@ -3,8 +3,7 @@
 Plain SGD with momentum and weight decay is linear in weights and gradients, and every gradient lies in the
 span of the support features ``X``. So the scores ``S = X W^T + b`` of the support images follow the same
 recursion as the weights, with ``X X^T + 1`` times the gradient in place of the gradient (the 1 is the bias, a
-weight of a constant feature), and the weights themselves are needed once, at the end: ``W = c W0 + A^T X``
-(METHOD.md section 5).
+weight of a constant feature), and the weights themselves are needed once, at the end: ``W = c W0 + A^T X``.
 
 The layout serves the vectoriser. Rows that one loop writes lie at constant distances in one flat array (``SPAN``
 support images, ``LANES`` samples), so no run-time check for overlap is needed; offsets are unsigned, so no index

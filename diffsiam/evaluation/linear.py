@@ -1,4 +1,4 @@
-"""Linear probe by the thesis's protocol (Table 4.1; METHOD.md section 5).
+"""Linear probe by the thesis's protocol (Table 4.1).
 
 Multinomial logistic regression with an L2 penalty on the weights (not on the intercept), in the sum-of-losses
 convention: scikit-learn's ``C = 1 / penalty``. The penalty is chosen on validation images, the model fitted again

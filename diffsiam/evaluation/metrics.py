@@ -1,4 +1,4 @@
-"""Accuracies in percent with their 95 % confidence half-widths (METHOD.md section 5)."""
+"""Accuracies in percent with their 95 % confidence half-widths."""
 
 from __future__ import annotations
 

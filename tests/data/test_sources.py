@@ -10,7 +10,7 @@ from torchvision import datasets
 from diffsiam.data import sources
 from diffsiam.errors import UserError
 
-# METHOD.md, section 5: classes, train with val, test, metric, and whether the set has a val split of its own.
+# As published: classes, train with val, test, metric, and whether the set has a val split of its own.
 PUBLISHED = """
 CIFAR10 10 50000 10000 accuracy random
 Aircraft 100 6667 3333 mean_per_class own

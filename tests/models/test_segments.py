@@ -11,7 +11,7 @@ import torch
 from diffsiam.errors import UserError
 from diffsiam.models import segments
 
-STAGES, DIMS = (50, 100, 300, 500, 1000), (10, 25, 327, 100, 50)  # METHOD.md, section 2
+STAGES, DIMS = (50, 100, 300, 500, 1000), (10, 25, 327, 100, 50)  # DiTi's
 UNEVEN = torch.tensor([0, 1, 3, 6])  # three segments of 1, 2 and 3 numbers
 
 
