@@ -158,7 +158,7 @@ def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import provenance
 
-    provenance.run(args.training, args.out)
+    provenance.run(args.meta, args.training, args.out)
 
 
 def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -298,7 +298,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
 
-    sub = stage("provenance", _provenance, "Collect what trained the networks, on which machine, in what time.")
+    sub = stage("provenance", _provenance, "Collect the data, and what trained the networks, where, in what time.")
+    sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument(
         "--training", type=Path, nargs="+", required=True, metavar="JSON", help="config.json or training.json"
     )

@@ -272,7 +272,7 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "figures": ("figures", "generation.methods"),
     "numbers": (),
     "curve": (),
-    "provenance": ("methods", "seeds", "pretrain"),
+    "provenance": ("methods", "seeds", "pretrain", "transfer"),
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")

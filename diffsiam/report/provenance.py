@@ -1,4 +1,4 @@
-"""results/provenance.md: what trained the networks behind the tables, on which machine, with what, in what time."""
+"""results/provenance.md: the data behind the tables, and what trained the networks, on which machine, in what time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,31 @@ from diffsiam.report.summary import aligned
 from diffsiam.training import methods
 
 
-def run(trainings: Sequence[Path], out: Path) -> None:
+def run(metas: Sequence[Path], trainings: Sequence[Path], out: Path) -> None:
     """Write the page.
 
     Args:
+        metas: meta.json of the data sets.
         trainings: config.json of an encoder or training.json of a diffusion model, each with history.csv beside it.
         out: the .md to write.
     """
-    runtime.write_text(out, text([(runtime.read_json(p), pd.read_csv(p.with_name("history.csv"))) for p in trainings]))
+    records = [(runtime.read_json(p), pd.read_csv(p.with_name("history.csv"))) for p in trainings]
+    runtime.write_text(out, "\n".join([*_data(map(runtime.read_json, metas)), "", *_trainings(records), ""]))
 
 
-def text(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> str:
-    """The page, from records and histories. Networks that were fetched or left untrained have no row."""
+def _data(metas: Iterable[dict[str, Any]]) -> list[str]:
+    """A row per data set, with the checksums of its images as they were used."""
+    rows = [["Data set", "Classes", "Train", "Test", "Size", "From", "SHA-256 of train, test images"]]
+    for meta in metas:
+        counts = [len(meta["classes"]), meta["counts"]["train"], meta["counts"]["test"], meta["image_size"]]
+        source = " ".join(map(str, meta["source"].values()))
+        sums = ", ".join(meta["sha256"][f"images_{part}.npy"][:12] for part in ("train", "test"))
+        rows.append([meta["dataset"], *map(str, counts), source, sums])
+    return ["**Data.**", "", *aligned(rows)]
+
+
+def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list[str]:
+    """From records and histories. Networks that were fetched or left untrained have no row."""
     rows = [["Training", "Seed", "Steps", "Batch", "Hours", "Last loss", "Spread", "Ended (UTC)"]]
     total = 0.0
     made: dict[str, None] = {}  # a set that keeps the order
@@ -48,7 +61,7 @@ def text(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> str:
         rows.append(
             [title, str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}", spread, ended]
         )
-    lines = [
+    return [
         f"**What made these numbers.** {total:.1f} hours of training, evaluation aside; of interrupted trainings the",
         "steps that were kept. Spread: 1 is a spread representation, 0 a collapsed one.",
         "",
@@ -56,7 +69,6 @@ def text(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> str:
         "",
         *made,
     ]
-    return "\n".join([*lines, ""])
 
 
 def hours(history: pd.DataFrame, batch_size: int) -> float:

@@ -60,7 +60,7 @@ def trainings(tmp_path: Path) -> list[Path]:
 def test_every_training_has_its_row_and_hours_count_every_record_at_its_own_rate(
     trainings: list[Path], tmp_path: Path
 ) -> None:
-    provenance.run(trainings, tmp_path / "provenance.md")
+    provenance.run([], trainings, tmp_path / "provenance.md")
     text = (tmp_path / "provenance.md").read_text()
     found = small_results.rows(text)
     assert found["Diffusion model",] == ["7", "30", "9", "0.01", "0.2500", "", "2026-01-02 03:04"]
@@ -71,7 +71,7 @@ def test_every_training_has_its_row_and_hours_count_every_record_at_its_own_rate
 
 
 def test_machines_commits_and_versions_are_named_once_each(trainings: list[Path], tmp_path: Path) -> None:
-    provenance.run(trainings, tmp_path / "provenance.md")
+    provenance.run([], trainings, tmp_path / "provenance.md")
     lines = [line for line in (tmp_path / "provenance.md").read_text().splitlines() if line.startswith("- ")]
     software = "commit abc1234; Python 3.11.7, torch 2.14.1, dvc 3.67.1"
     assert lines == [
@@ -82,7 +82,7 @@ def test_machines_commits_and_versions_are_named_once_each(trainings: list[Path]
 
 def test_a_fetched_diffusion_model_was_not_trained_here(tmp_path: Path) -> None:
     fetched = training(tmp_path / "dm", {"fetched": {}, "collected": COLLECTED}, "step,loss\n")
-    provenance.run([fetched], tmp_path / "provenance.md")
+    provenance.run([], [fetched], tmp_path / "provenance.md")
     text = (tmp_path / "provenance.md").read_text()
     assert "Diffusion model" not in text
     assert "0.0 hours" in text
@@ -92,3 +92,14 @@ def test_the_hours_of_a_real_training_are_its_wall_clock(tmp_path: Path) -> None
     """Records of uneven length: the first of 1 step, the others of 2."""
     history = pd.DataFrame({"step": [1, 3, 5], "images_per_second": [4 / 3.0, 8 / 5.0, 8 / 7.0]})
     assert provenance.hours(history, 4) * 3600 == pytest.approx(3 + 5 + 7)
+
+
+def test_data_sets_stand_there_with_their_counts_and_checksums(tmp_path: Path) -> None:
+    meta = {"dataset": "digits", "classes": list("0123"), "counts": {"train": 12, "test": 8}, "image_size": 16}
+    meta |= {"source": {"kind": "tar", "file": "digits.tar"}}
+    meta["sha256"] = {f"{kind}_{part}.npy": f"{kind[0]}{part}" + "0" * 60 for kind in ("images", "labels")
+                      for part in ("train", "test")}  # fmt: skip
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    provenance.run([tmp_path / "meta.json"], [], tmp_path / "provenance.md")
+    found = small_results.rows((tmp_path / "provenance.md").read_text())
+    assert found["digits",] == ["4", "12", "8", "16", "tar digits.tar", "itrain000000, itest0000000"]

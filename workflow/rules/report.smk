@@ -59,6 +59,7 @@ if any(METHODS[name].diffusion for name in config["methods"]):
 
 rule provenance:
     input:
+        meta=expand(f"{DATA}/meta.json", dataset=dict.fromkeys([config["pretrain"], *config["transfer"]])),
         trainings=TRAININGS,
         history=[os.path.dirname(file) + "/history.csv" for file in TRAININGS],
     output:
@@ -72,7 +73,7 @@ rule provenance:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam provenance --training {input.trainings} --out {output} --params {params.own:q} 2>&1 | tee {log}"
+        "diffsiam provenance --meta {input.meta} --training {input.trainings} --out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
 rule tables:

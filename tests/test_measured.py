@@ -1,0 +1,71 @@
+"""What docs/measured and the README show is what the pipeline wrote, and its parts agree with each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ROOT / "docs" / "measured"
+RUNS = sorted(path.parent for path in MEASURED.glob("*/params.yaml"))
+UNTRACKED = {"data": {"root"}, "runtime": {"checkpoint_minutes", "tensorboard"}}  # no result depends on them
+
+
+def settings(path: Path) -> dict:
+    """Parameters without those that may differ from machine to machine."""
+    params = yaml.safe_load(path.read_text())
+    return {k: {n: x for n, x in v.items() if n not in UNTRACKED.get(k, ())} if isinstance(v, dict) else v
+            for k, v in params.items()}  # fmt: skip
+
+
+def accuracies(run: Path) -> pd.DataFrame:
+    """Both tables by protocol, method, data set and seed."""
+    linear = pd.read_csv(run / "table4_1.csv").assign(protocol="linear", shots=0)
+    fewshot = pd.read_csv(run / "table4_2.csv").assign(protocol="fewshot")
+    keys = ["protocol", "shots", "method", "dataset", "seed"]
+    return pd.concat([linear, fewshot])[[*keys, "accuracy", "ci95"]].set_index(keys)
+
+
+@pytest.fixture(params=RUNS, ids=lambda run: run.name)
+def run(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_a_run_is_of_the_preset_that_it_is_named_after(run: Path) -> None:
+    assert settings(run / "params.yaml") == settings(ROOT / "workflow" / "presets" / f"{run.name}.yaml")
+
+
+def test_paired_differences_are_those_of_the_tables(run: Path) -> None:
+    table = accuracies(run)["accuracy"]
+    paired = pd.read_csv(run / "paired.csv").fillna({"shots": 0})
+    of_sets = paired[(paired["dataset"] != "Transfer avg.") & (paired["seed"] != "all")]
+    assert len(of_sets)
+    for row in of_sets.itertuples():
+        key = row.protocol, int(row.shots)
+        mine, theirs = (table[*key, name, row.dataset, int(row.seed)] for name in (row.method, row.against))
+        assert row.difference == pytest.approx(mine - theirs, abs=2e-4), row
+
+
+def test_every_method_is_compared_with_both_baselines_on_every_set_and_the_average(run: Path) -> None:
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    paired = pd.read_csv(run / "paired.csv")
+    overall = paired[paired["seed"] == "all"].set_index(["method", "against", "dataset"])
+    for against in ("untrained", "simsiam"):
+        for method in set(params["methods"]) - {against}:
+            for dataset in [*params["transfer"], "Transfer avg."]:
+                rows = overall.loc[[(method, against, dataset)]]
+                assert len(rows) == 1 + len(params["fewshot"]["shots"])
+                assert rows["ci95"].gt(0).all()
+                assert rows["spread"].notna().all() == (len(params["seeds"]) > 1)
+
+
+def test_rows_of_numbers_in_the_readme_and_on_the_page_were_written_by_the_pipeline() -> None:
+    written = {line for path in MEASURED.glob("*/*.md") for line in path.read_text().splitlines()}
+    for page in (ROOT / "README.md", MEASURED / "README.md"):
+        rows = [line for line in page.read_text().splitlines() if re.match(r"\|.*\d\.\d\d\b.*\|$", line)]
+        assert rows
+        assert [row for row in rows if row not in written] == []
