@@ -54,6 +54,9 @@ def test_params_metrics_and_plots_show_what_an_experiment_did(varied: Clone) -> 
         accuracy = float(next(row["accuracy"] for row in csv.DictReader(f) if row["shots"] == "1"))
     assert metrics["fewshot.1.digits.diffsiam_hier"]["new"] == accuracy
     assert metrics["linear.digits.diffsiam_hier"]["diff"] == 0
+    probe = json.loads((varied.root / "results/linear/sprites/diffsiam_hier/seed0/digits.json").read_text())
+    best = max(entry["accuracy"] for entry in probe["validation"])
+    assert metrics["validation.digits.diffsiam_hier"]["new"] == round(best, 4)
 
     plots = json.loads(varied.dvc("plots", "diff", "--json"))
     assert not plots.get("errors")

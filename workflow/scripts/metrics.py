@@ -32,6 +32,8 @@ def main() -> None:
     fewshot = [json.loads(path.read_text()) for path in args.fewshot]
 
     tables = {
+        # Of the images that choose the penalty: what parameters may be chosen by.
+        "validation": means(((r["dataset"], r["method"]), max(v["accuracy"] for v in r["validation"])) for r in linear),
         "linear": means(((r["dataset"], r["method"]), r["accuracy"]) for r in linear),
         "fewshot": means(
             ((shots, r["dataset"], r["method"]), s["accuracy"]) for r in fewshot for shots, s in r["shots"].items()
