@@ -115,11 +115,13 @@ def _explain(error: jsonschema.ValidationError) -> str:
 
 def _text_for_number(text: str) -> str:
     try:
-        float(text)
+        finite = math.isfinite(float(text))
     except ValueError:
+        finite = False
+    if not finite:
         return ""
     if "e" in text.lower():
-        return f" YAML reads {text} as text: write a decimal point, as in 1.0e-4."
+        return f" YAML reads {text} as text: write a decimal point and a sign, as in 1.0e-4 or 1.0e+5, and no quotes."
     return f" This {text} is text: take its quotes away. Inside --config '...={{}}' all is text; use --configfile FILE."
 
 

@@ -30,6 +30,10 @@ def accuracies(run: Path) -> pd.DataFrame:
     return pd.concat([linear, fewshot])[[*keys, "accuracy", "ci95"]].set_index(keys)
 
 
+def test_there_are_runs() -> None:
+    assert RUNS
+
+
 @pytest.fixture(params=RUNS, ids=lambda run: run.name)
 def run(request: pytest.FixtureRequest) -> Path:
     return request.param

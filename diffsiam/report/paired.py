@@ -126,7 +126,7 @@ def draw(frame: pd.DataFrame, pretrain: str) -> Figure:
     names = sorted(frame["dataset"].unique(), key=lambda name: (name == AVERAGE) - (name == pretrain))
     shown = [name for name in METHODS if name in set(frame["method"])]
     lines, columns = frame["against"].unique(), frame["shots"].unique()
-    size = 1.2 + 2.6 * len(columns), 0.5 + len(lines) * (0.7 + len(names) * (0.1 + 0.13 * len(shown)))
+    size = 1.2 + 2.6 * len(columns), 0.5 + len(lines) * (0.7 + len(names) * (0.1 + 0.09 * len(shown)))
     fig = Figure(figsize=size, layout="constrained")
     panels = fig.subplots(len(lines), len(columns), sharex="col", sharey=True, squeeze=False)
     for (against, shots), axes in zip(itertools.product(lines, columns), panels.flat, strict=True):
@@ -146,11 +146,12 @@ def draw(frame: pd.DataFrame, pretrain: str) -> Figure:
         if AVERAGE in names:
             axes.axhspan(len(names) - 1.5, len(names) - 0.5, color="0.93", zorder=0)
         protocol = "Linear" if pd.isna(shots) else f"{shots}-shot"
-        axes.set(title=f"{protocol}, to {METHODS[against].title}", xlabel="Difference (points)")
+        axes.set(title=f"{protocol}, minus {METHODS[against].title}", xlabel="Difference (points)")
         axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axes.tick_params(labelbottom=True)
         axes.grid(axis="x", alpha=0.3)
     entries = {t: h for axes in panels.flat for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fig.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries), fontsize="small")
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=2 * len(columns), fontsize="small")
     return fig
 
 

@@ -30,7 +30,7 @@ def _data(metas: Iterable[dict[str, Any]]) -> list[str]:
     rows = [["Data set", "Classes", "Train", "Test", "Size", "From", "SHA-256 of train, test images"]]
     for meta in metas:
         counts = [len(meta["classes"]), meta["counts"]["train"], meta["counts"]["test"], meta["image_size"]]
-        source = " ".join(map(str, meta["source"].values()))
+        source = " ".join(", ".join(v) if isinstance(v, list) else str(v) for v in meta["source"].values())
         sums = ", ".join(meta["sha256"][f"images_{part}.npy"][:12] for part in ("train", "test"))
         rows.append([meta["dataset"], *map(str, counts), source, sums])
     return ["**Data.**", "", *aligned(rows)]
@@ -46,7 +46,7 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
         versions = ", ".join(f"{name} {version}" for name, version in collected["versions"].items())
         where = ", ".join([collected["machine"], *collected["gpus"]])
         how = f"; computed on {record['device']} in {record['precision']}" if "device" in record else ""
-        line = f"- {where}{how}; commit {collected['commit']}; Python {collected['python']}, {versions}"
+        line = f"- {where}{how}; commit {collected['commit'] or 'unknown'}; Python {collected['python']}, {versions}"
         made[line] = None
         if history.empty:
             continue
@@ -62,8 +62,8 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
             [title, str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}", spread, ended]
         )
     return [
-        f"**What made these numbers.** {total:.1f} hours of training, evaluation aside; of interrupted trainings the",
-        "steps that were kept. Spread: 1 is a spread representation, 0 a collapsed one.",
+        f"**What made these numbers.** {total:.2f} hours of training, evaluation aside; of interrupted trainings the",
+        "steps that were kept. Spread: 0 where all representations point the same way, 1 evenly over the sphere.",
         "",
         *aligned(rows),
         "",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from diffsiam import runtime
 from diffsiam.report import paired, tables
@@ -16,11 +17,11 @@ from diffsiam.report.save import save
 from diffsiam.training import methods
 
 _BASELINE = "simsiam"
-_SCALE = "The thesis's own numbers, on the data sets of these that it prints, are of other images, steps and network."
+_THESIS_PRETRAIN = "CIFAR10"  # what the thesis trains the encoders of its tables on
 _SEEN, _REVERSED, _UNTOLD = (
     "seen in {}",
     "not seen in {} (a step is reversed)",
-    "cannot be told in {} (within its interval, or seeds disagree)",
+    "cannot be told in {} (a step is within its interval)",
 )
 
 
@@ -70,8 +71,10 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
     """
     titles = {name: methods.lookup(name).title for name in scores["method"].unique()}
     names = [name for name in scores["dataset"].unique() if name != pretrain]
-    thesis = thesis[thesis["dataset"].isin([pretrain, *names])].assign(protocol=lambda t: t["shots"].map(_label))
-    thesis = thesis.assign(seed=0)  # it gives no other
+    thesis = thesis[thesis["dataset"].isin(scores["dataset"].unique()) & thesis["method"].isin(titles)]
+    if pretrain != _THESIS_PRETRAIN:  # its transfer sets are not ours
+        thesis = thesis.head(0)
+    thesis = thesis.assign(protocol=thesis["shots"].map(_label), seed=0)
     ours, theirs = _columns(scores, pretrain), _columns(thesis, pretrain)
     rows = [["Method", *ours]]
     for name, title in titles.items():
@@ -79,13 +82,13 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
     for name, title in titles.items():
         if name in set(thesis["method"]):
             printed = [theirs.get(column, thesis.head(0)) for column in ours]
-            rows.append([f"{title}, thesis's own", *(_mean_cell(part[part["method"] == name]) for part in printed)])
+            rows.append([f"{title} (thesis)", *(_mean_cell(part[part["method"] == name]) for part in printed)])
     seeds = sorted(scores["seed"].unique())
     lines = [
-        f"**Methods side by side.** Accuracy in percent, mean over the transfer sets: {', '.join(names)}.",
-        f"'Linear, all' is the average of Table 4.1. Seeds: {', '.join(map(str, seeds))}"
-        + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "."),
-        *([_SCALE] if len(thesis) else []),
+        "**Methods side by side.** Accuracy in percent, mean over the transfer sets:",
+        f"{', '.join(names) or 'there is none'}. 'Linear, all' is the mean over all data sets.",
+        f"Seeds: {', '.join(map(str, seeds))}" + ("; standard deviation over seeds in parentheses." * (len(seeds) > 1)),
+        *_whose(thesis, names),
         "",
         *aligned(rows),
         "",
@@ -94,8 +97,21 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
     to_baseline = pooled[pooled["against"] == _BASELINE]
     if len(to_baseline):
         lines += [*_differences(to_baseline, thesis, pretrain, titles), ""]
-    averages = differences[differences["dataset"] == paired.AVERAGE]
+    averages = pooled[pooled["dataset"] == paired.AVERAGE]
     return "\n".join([*lines, _order(averages, titles, len(seeds)), ""])
+
+
+def _whose(thesis: pd.DataFrame, names: list[str]) -> list[str]:
+    """What the thesis's numbers are of, where there are any."""
+    if thesis.empty:
+        return []
+    few = thesis["shots"].notna()
+    printed = {"Table 4.1": set(thesis.loc[~few, "dataset"]), "Table 4.2": set(thesis.loc[few, "dataset"])}
+    missing = [f"{name} in {table}" for table, there in printed.items() for name in names if name not in there]
+    return [
+        "Rows (thesis): means of what it prints for these data sets, at its own numbers of images and steps.",
+        *([f"It does not print, and its means leave out: {', '.join(missing)}."] if missing else []),
+    ]
 
 
 def _columns(scores: pd.DataFrame, pretrain: str) -> dict[str, pd.DataFrame]:
@@ -122,33 +138,34 @@ def _mean_cell(part: pd.DataFrame) -> str:
 
 
 def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
-    """Against SimSiam on the data set pretrained on and on the transfer average, each beside the thesis's own."""
-    printed = thesis.pivot(index=["dataset", "protocol"], columns="method", values="accuracy")
-    printed = printed.sub(printed.get(_BASELINE, 0.0), axis="index")  # nothing of the thesis's: nothing to subtract
-    own = printed.index.get_level_values("dataset") == pretrain
-    theirs = {pretrain: printed[own], paired.AVERAGE: printed[~own]}
-    places = {name: theirs[name].groupby("protocol").mean() for name in theirs if name in set(rows["dataset"])}
-    table = rows.assign(protocol=rows["shots"].map(_label)).set_index(["method", "protocol", "dataset"])
-    out = [["Method", "Protocol", *itertools.chain.from_iterable((name, "thesis") for name in places)]]
-    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], table.index.unique("protocol")):
-        cells = []
-        for name, thesis_own in places.items():
-            r = table.xs((method, protocol, name)).to_dict()
-            cells.append(tables.cell(r["difference"], r["ci95"], r["spread"], sign="+"))
-            known = method in thesis_own and protocol in thesis_own.index
-            cells.append(tables.cell(thesis_own.loc[protocol, method], sign="+") if known else "")
-        out.append([titles[method], protocol, *cells])
+    """From SimSiam, on the data set pretrained on and on the transfer average, each beside the thesis's own."""
+    ours = rows.assign(protocol=rows["shots"].map(_label)).set_index(["dataset", "protocol", "method"])
+    printed = thesis.assign(place=thesis["dataset"].where(thesis["dataset"] == pretrain, paired.AVERAGE))
+    wide = printed.pivot(index=["place", "protocol", "dataset"], columns="method", values="accuracy")
+    means = wide.sub(wide.get(_BASELINE, 0.0), axis="index").groupby(["place", "protocol"]).mean()
+    theirs = {place: means.loc[place] for place in means.index.unique("place")}  # none where the thesis prints nothing
+    places = [place for place in (pretrain, paired.AVERAGE) if place in set(rows["dataset"])]
+    out = [["Method", "Protocol"]]
+    for place in places:
+        out[0] += [place, "thesis"] if place in theirs else [place]
+    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], ours.index.unique("protocol")):
+        out.append([titles[method], protocol])
+        for place in places:
+            row = ours.xs((place, protocol, method)).to_dict()
+            out[-1].append(tables.cell(row["difference"], row["ci95"], row["spread"], sign="+"))
+            if place in theirs:
+                known = method in theirs[place] and protocol in theirs[place].index
+                out[-1].append(tables.cell(theirs[place].loc[protocol, method], sign="+") if known else "")
     return [
-        f"**Difference to {titles[_BASELINE]}** in points ± 95 % half-width.",
-        "Paired: episode by episode, and test image by test image. All data sets: paired.csv, paired.png.",
+        f"**Difference from {titles[_BASELINE]}** in points ± 95 % half-width, paired: episode by episode, test image",
+        "by test image. All data sets: paired.csv, paired.png.",
         "",
         *aligned(out),
     ]
 
 
 def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
-    """One sentence: per protocol, whether each step of the thesis's order lies outside its interval, at every seed on
-    the same side."""
+    """One sentence: per protocol, whether each step of the thesis's order lies outside its intervals."""
     words = " > ".join(methods.lookup(name).title for name in paired.ORDER)
     steps = [
         averages[(averages["method"] == m) & (averages["against"] == a)] for m, a in itertools.pairwise(paired.ORDER)
@@ -157,19 +174,23 @@ def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
         return f"The order {words} on the transfer average cannot be told: a method or every transfer set is missing."
     found: dict[str, list[str]] = {_SEEN: [], _REVERSED: [], _UNTOLD: []}
     for shots, part in pd.concat(steps).groupby("shots", sort=False, dropna=False):
-        signs = [_sign(step) for _, step in part.groupby("method")]
-        verdict = _SEEN if min(signs) > 0 else _REVERSED if min(signs) < 0 else _UNTOLD
+        half_width = np.maximum(part["ci95"], _t95(seeds) * part["spread"].fillna(0) / np.sqrt(seeds))
+        if (part["difference"] > half_width).all():
+            verdict = _SEEN
+        else:
+            verdict = _REVERSED if (part["difference"] < -half_width).any() else _UNTOLD
         found[verdict].append(_label(shots))
     said = "; ".join(verdict.format(", ".join(where)) for verdict, where in found.items() if where)
-    luck = "the luck of this one training" if seeds == 1 else "the luck of training, beyond the spread shown"
-    return f"The order {words} on the transfer average: {said}. Intervals leave out {luck}."
+    if seeds == 1:
+        rule = "Intervals are over episodes and test images; another training may say otherwise."
+    else:
+        rule = f"Intervals are the wider ones of those over episodes and over the {seeds} trainings (Student's t)."
+    return f"The order {words} on the transfer average: {said}. {rule}"
 
 
-def _sign(step: pd.DataFrame) -> int:
-    """1 or -1 where a difference is outside its interval and has the same sign at every seed, else 0."""
-    pooled = step[step["seed"] == paired.ALL].iloc[0]
-    signs = set(np.sign(step["difference"]))
-    return int(signs.pop()) if len(signs) == 1 and abs(pooled["difference"]) > pooled["ci95"] else 0
+def _t95(seeds: int) -> float:
+    """Student's t for a two-sided 95 % interval of the mean of so many."""
+    return float(scipy.stats.t.ppf(0.975, seeds - 1)) if seeds > 1 else 0.0
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

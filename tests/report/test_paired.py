@@ -186,7 +186,7 @@ def drawn(datasets: tuple[str, ...] = ("sprites", *TRANSFER)) -> Figure:
 
 def test_the_picture_has_a_panel_per_protocol_and_data_sets_from_the_pretraining_set_to_the_average() -> None:
     axes = drawn().axes
-    assert [a.get_title() for a in axes] == ["Linear, to SimSiam", "1-shot, to SimSiam"]
+    assert [a.get_title() for a in axes] == ["Linear, minus SimSiam", "1-shot, minus SimSiam"]
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["digits", "sprites", "photos", paired.AVERAGE]
 
 
