@@ -87,7 +87,8 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
     lines = [
         "**Methods side by side.** Accuracy in percent, mean over the transfer sets:",
         f"{', '.join(names) or 'there is none'}. 'Linear, all' is the mean over all data sets.",
-        f"Seeds: {', '.join(map(str, seeds))}" + ("; standard deviation over seeds in parentheses." * (len(seeds) > 1)),
+        f"Seeds: {', '.join(map(str, seeds))}"
+        + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "."),
         *_whose(thesis, names),
         "",
         *aligned(rows),
