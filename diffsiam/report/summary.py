@@ -18,6 +18,7 @@ from diffsiam.training import methods
 
 _BASELINE = "simsiam"
 _THESIS_PRETRAIN = "CIFAR10"  # what the thesis trains the encoders of its tables on
+_SHARED = "the thesis's sets"  # in place of a data set: the transfer sets that the thesis prints too
 _SEEN, _REVERSED, _UNTOLD = (
     "seen in {}",
     "not seen in {} (a step is reversed)",
@@ -139,27 +140,33 @@ def _mean_cell(part: pd.DataFrame) -> str:
 
 
 def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
-    """From SimSiam, on the data set pretrained on and on the transfer average, each beside the thesis's own."""
-    ours = rows.assign(protocol=rows["shots"].map(_label)).set_index(["dataset", "protocol", "method"])
-    printed = thesis.assign(place=thesis["dataset"].where(thesis["dataset"] == pretrain, paired.AVERAGE))
-    wide = printed.pivot(index=["place", "protocol", "dataset"], columns="method", values="accuracy")
-    means = wide.sub(wide.get(_BASELINE, 0.0), axis="index").groupby(["place", "protocol"]).mean()
-    theirs = {place: means.loc[place] for place in means.index.unique("place")}  # none where the thesis prints nothing
-    places = [place for place in (pretrain, paired.AVERAGE) if place in set(rows["dataset"])]
-    out = [["Method", "Protocol"]]
-    for place in places:
-        out[0] += [place, "thesis"] if place in theirs else [place]
-    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], ours.index.unique("protocol")):
+    """From SimSiam: on the data set pretrained on, on the transfer average, and on those of its sets that the thesis
+    prints, each beside the thesis's own."""
+    ours = rows.assign(protocol=rows["shots"].map(_label))
+    keys = ["dataset", "protocol", "method"]
+    printed = thesis[["dataset", "protocol"]].drop_duplicates()
+    both = ours[ours["dataset"] != pretrain].merge(printed).assign(dataset=_SHARED).groupby(keys, sort=False)
+    shared = both.agg(difference=("difference", "mean"), ci95=("ci95", lambda x: np.sqrt((x**2).sum()) / len(x)))
+    ours = pd.concat([ours.set_index(keys), shared])
+    place = thesis["dataset"].where(thesis["dataset"] == pretrain, _SHARED)
+    theirs = thesis.groupby([place, "protocol", "method"])["accuracy"].mean()
+    there = set(ours.index.get_level_values("dataset"))
+    places = [(name, name in set(place)) for name in (pretrain, paired.AVERAGE, _SHARED) if name in there]
+    out = [["Method", "Protocol", *(title for name, beside in places for title in [name, "thesis"][: 1 + beside])]]
+    for method, protocol in itertools.product(
+        [m for m in titles if m != _BASELINE], rows["shots"].map(_label).unique()
+    ):
         out.append([titles[method], protocol])
-        for place in places:
-            row = ours.xs((place, protocol, method)).to_dict()
-            out[-1].append(tables.cell(row["difference"], row["ci95"], row["spread"], sign="+"))
-            if place in theirs:
-                known = method in theirs[place] and protocol in theirs[place].index
-                out[-1].append(tables.cell(theirs[place].loc[protocol, method], sign="+") if known else "")
+        for name, beside in places:
+            cell = ours.xs((name, protocol, method)).to_dict() if (name, protocol, method) in ours.index else None
+            out[-1].append(tables.cell(cell["difference"], cell["ci95"], cell["spread"], sign="+") if cell else "")
+            if beside:
+                x, y = (theirs.get((name, protocol, m)) for m in (method, _BASELINE))
+                out[-1].append("" if x is None or y is None else tables.cell(x - y, sign="+"))
     return [
         f"**Difference from {titles[_BASELINE]}** in points ± 95 % half-width, paired: episode by episode, test image",
         "by test image. All data sets: paired.csv, paired.png.",
+        *([f"'{_SHARED}': the average over the transfer sets that it prints too."] if _SHARED in there else []),
         "",
         *aligned(out),
     ]
