@@ -20,7 +20,9 @@ _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 def jit(function: Callable[..., Any]) -> Any:
     """Compile ``function`` on its first call, without the GIL; later processes find the machine code on disk,
     beside the source or in the user's cache folder, and compile anew where neither can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
+    # Inlined into their callers: else the process that compiles links to a kernel's own code and later ones to the copy
+    # that was optimised for its caller, with sums in another order.
+    options: dict[str, Any] = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy", "forceinline": True}
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # numba's word for: no folder to cache in

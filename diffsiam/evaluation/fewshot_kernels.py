@@ -101,7 +101,7 @@ def draw_order(key: Any, epoch: Any, order: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- arithmetic
-@numba.njit(nogil=True, fastmath={"contract"})
+@numba.njit(nogil=True, fastmath={"contract"}, forceinline=True)
 def _exp(x: Any) -> Any:
     """exp(x) for x <= 0, to 5e-16 near 0 and 3e-14 near -700, where it stays: a polynomial times a power of 2."""
     x = max(x, -700.0)
