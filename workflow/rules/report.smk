@@ -61,7 +61,7 @@ rule provenance:
     input:
         meta=expand(f"{DATA}/meta.json", dataset=dict.fromkeys([config["pretrain"], *config["transfer"]])),
         trainings=TRAININGS,
-        history=[os.path.dirname(file) + "/history.csv" for file in TRAININGS],
+        history=[str(Path(file).with_name("history.csv")) for file in TRAININGS],
     output:
         "results/provenance.md",
     params:
