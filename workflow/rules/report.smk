@@ -35,7 +35,7 @@ rule summary:
     output:
         md="results/summary.md",
         paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
-        picture=report("results/paired.png", caption="../report/summary.rst", category="Tables"),
+        picture="results/paired.png",
         pdf="results/paired.pdf",
     params:
         own=own("tables"),
