@@ -8,7 +8,8 @@ weight of a constant feature), and the weights themselves are needed once, at th
 The layout serves the vectoriser. Rows that one loop writes lie at constant distances in one flat array (``SPAN``
 support images, ``LANES`` samples), so no run-time check for overlap is needed; offsets are unsigned, so no index
 can wrap; ``classes`` is a tuple, so its length is a constant of the compiled code; and ``GROUP`` episodes advance
-side by side, so that one's softmax does not wait for another's update.
+side by side, so that one's softmax does not wait for another's update. The module is longer than others because it
+must be one: see `diffsiam.evaluation.compiled` on numba's cache.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
     if len(to_baseline):
         lines += [*_differences(to_baseline, thesis, pretrain, titles), ""]
     averages = pooled[pooled["dataset"] == paired.AVERAGE]
-    return "\n".join([*lines, _order(averages, titles, len(seeds)), ""])
+    return "\n".join([*lines, _order(averages, len(seeds)), ""])
 
 
 def _whose(thesis: pd.DataFrame, names: list[str]) -> list[str]:
@@ -172,7 +172,7 @@ def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles
     ]
 
 
-def _order(averages: pd.DataFrame, titles: dict[str, str], seeds: int) -> str:
+def _order(averages: pd.DataFrame, seeds: int) -> str:
     """One sentence: per protocol, whether each step of the thesis's order lies outside its intervals."""
     words = " > ".join(methods.lookup(name).title for name in paired.ORDER)
     steps = [

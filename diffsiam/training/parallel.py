@@ -20,10 +20,11 @@ from diffsiam.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: ``rank`` in 0..size-1."""
+    """This process among all: ``rank`` in 0..size-1, and the device on which it meets the others."""
 
     rank: int
     size: int
+    device: torch.device
 
     @property
     def first(self) -> bool:
@@ -50,9 +51,7 @@ class World:
         """For each flag, whether any process raised it: so all stop and save at the same step."""
         if self.size == 1:
             return list(flags)
-        raised = torch.tensor([float(flag) for flag in flags])
-        if distributed.get_backend() == "nccl":
-            raised = raised.cuda()
+        raised = torch.tensor([float(flag) for flag in flags], device=self.device)
         distributed.all_reduce(raised, op=distributed.ReduceOp.MAX)
         return [bool(flag) for flag in raised.tolist()]
 
@@ -68,13 +67,13 @@ def world(device: torch.device) -> Iterator[World]:
     """The processes that `torchrun` started, connected by NCCL on GPUs and gloo on CPUs."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        yield World(0, 1)
+        yield World(0, 1, device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(distributed.get_rank(), size)
+        yield World(distributed.get_rank(), size, device)
     finally:
         distributed.destroy_process_group()
 

@@ -70,7 +70,7 @@ class Setting:
         task = loop.Task("bench", module, averaged, batch, len(IMAGES))
         module.to(memory_format=torch.channels_last).train()
         averages = {name: loop.Average(part, plan.ema_decay) for name, part in averaged.items()}
-        run = loop._Run(module, plan.optimizers(module), averages, plan, World(0, 1))
+        run = loop._Run(module, plan.optimizers(module), averages, plan, World(0, 1, plan.device))
         parameters = list(module.parameters())
         return lambda: loop._step(task, plan, run, parameters, slice(0, self.batch_size))
 

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +217,22 @@ def test_run_writes_accuracy_spread_and_counts(tmp_path):
         assert entry["accuracy"] == pytest.approx(per_episode.mean())
         assert entry["std"] == pytest.approx(per_episode.std())
         assert entry["ci95"] == pytest.approx(1.96 * per_episode.std() / 40**0.5)
+
+
+@pytest.mark.slow
+def test_the_compiled_solver_calls_no_other_kernel(tmp_path):
+    """The process that compiles would link such a call to the kernel's own code, later processes to the copy optimised
+    for the solver: other roundings, and other predictions where SGD is unstable."""
+    script = """if True:
+        import re
+        from diffsiam.evaluation import fewshot, fewshot_kernels
+        from tests.evaluation import test_fewshot as t
+        features, labels = t.clusters()
+        fewshot.predict(features, fewshot.episodes(labels, t.QUICK, "clusters"), t.QUICK, "clusters")
+        (assembly,) = fewshot_kernels.solve.inspect_asm().values()
+        instructions = re.findall(r"^[ \\t]+[a-z].*$", assembly, re.MULTILINE)
+        print({name for line in instructions for name in re.findall(r"fewshot_kernels[0-9]+([a-z_]+)B[0-9]", line)})
+    """
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "{'solve'}"

@@ -24,7 +24,7 @@ from diffsiam.errors import UserError
 from diffsiam.training import loop
 from diffsiam.training.parallel import World
 
-ALONE = World(0, 1)
+ALONE = World(0, 1, torch.device("cpu"))
 SIZE, BATCH, STEPS = 10, 4, 12
 TABLE = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(0))
 TARGET = TABLE @ torch.tensor([1.0, -2.0, 0.5]) + 0.3

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from diffsiam import params, runtime
 from diffsiam.data import prepare
@@ -92,4 +93,4 @@ def test_two_processes_train_diffsiam_with_the_losses_of_one_batch_norm_included
 
 def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
     with pytest.raises(UserError, match="batch_size: 10 images cannot be shared evenly by 4 processes"):
-        World(0, 4).rows(10)
+        World(0, 4, torch.device("cpu")).rows(10)
