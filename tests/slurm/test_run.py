@@ -16,9 +16,10 @@ pytestmark = pytest.mark.slow
 
 def test_tables_and_weights_equal_those_of_an_undisturbed_local_run(disturbed: Clone, local: Clone) -> None:
     made = sorted(path.relative_to(local.root) for path in (local.root / "results").rglob("*") if path.is_file())
-    tables = [path for path in made if path.parent.name == "results"]
+    # provenance.md tells of the machines and hours, which differ
+    tables = [path for path in made if path.parent.name == "results" and path.name != "provenance.md"]
     weights = [path for path in made if path.suffix == ".safetensors"]
-    assert len(tables) == 8
+    assert len(tables) == 10
     assert len(weights) == 5
     for path in tables + weights:
         assert (disturbed.root / path).read_bytes() == (local.root / path).read_bytes(), path
