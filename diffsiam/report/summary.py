@@ -95,11 +95,10 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
         *aligned(rows),
         "",
     ]
-    pooled = differences[differences["seed"] == paired.ALL]
-    to_baseline = pooled[pooled["against"] == _BASELINE]
+    to_baseline = differences[differences["against"] == _BASELINE]
     if len(to_baseline):
         lines += [*_differences(to_baseline, thesis, pretrain, titles), ""]
-    averages = pooled[pooled["dataset"] == paired.AVERAGE]
+    averages = differences[(differences["dataset"] == paired.AVERAGE) & (differences["seed"] == paired.ALL)]
     return "\n".join([*lines, _order(averages, len(seeds)), ""])
 
 
@@ -142,20 +141,24 @@ def _mean_cell(part: pd.DataFrame) -> str:
 def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
     """From SimSiam: on the data set pretrained on, on the transfer average, and on those of its sets that the thesis
     prints, each beside the thesis's own."""
-    ours = rows.assign(protocol=rows["shots"].map(_label))
+    rows = rows.assign(protocol=rows["shots"].map(_label))
     keys = ["dataset", "protocol", "method"]
     printed = thesis[["dataset", "protocol"]].drop_duplicates()
-    both = ours[ours["dataset"] != pretrain].merge(printed).assign(dataset=_SHARED).groupby(keys, sort=False)
-    shared = both.agg(difference=("difference", "mean"), ci95=("ci95", lambda x: np.sqrt((x**2).sum()) / len(x)))
-    ours = pd.concat([ours.set_index(keys), shared])
+    both = rows[rows["dataset"] != pretrain].merge(printed).assign(dataset=_SHARED)
+    pooled = both["seed"] == paired.ALL
+    shared = (
+        both[pooled]
+        .groupby(keys, sort=False)
+        .agg(difference=("difference", "mean"), ci95=("ci95", lambda x: np.sqrt((x**2).sum()) / len(x)))
+    )
+    shared["spread"] = both[~pooled].groupby([*keys, "seed"])["difference"].mean().groupby(keys).std()
+    ours = pd.concat([rows[rows["seed"] == paired.ALL].set_index(keys), shared])
     place = thesis["dataset"].where(thesis["dataset"] == pretrain, _SHARED)
     theirs = thesis.groupby([place, "protocol", "method"])["accuracy"].mean()
     there = set(ours.index.get_level_values("dataset"))
     places = [(name, name in set(place)) for name in (pretrain, paired.AVERAGE, _SHARED) if name in there]
     out = [["Method", "Protocol", *(title for name, beside in places for title in [name, "thesis"][: 1 + beside])]]
-    for method, protocol in itertools.product(
-        [m for m in titles if m != _BASELINE], rows["shots"].map(_label).unique()
-    ):
+    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], rows["protocol"].unique()):
         out.append([titles[method], protocol])
         for name, beside in places:
             cell = ours.xs((name, protocol, method)).to_dict() if (name, protocol, method) in ours.index else None

@@ -129,10 +129,10 @@ def test_the_report_holds_every_table_and_figure_with_claim_and_outcome(drawn: C
         shows = (drawn.root / f"results/figures/fig{number}.rst").read_text()
         assert shows.startswith("**This run** (sprites)")
         assert f"Figure {number.replace('_', '.')}." in page
-    for name in ("table4_1.csv", "table4_2.csv", "paired.csv", "generation.csv"):
+    for name in ("table4_1.csv", "table4_2.csv", "paired.csv", "paired.png", "generation.csv"):
         assert f"results/{name}" in page
-    assert page.count("The thesis claims") == len(FIGURES) + 4
-    assert page.count("This run") == len(FIGURES) + 4
+    assert page.count("The thesis claims") == len(FIGURES) + 5
+    assert page.count("This run") == len(FIGURES) + 5
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_the_report_holds_every_table_and_figure_with_claim_and_outcome(drawn: C
     ("category", "rows"),
     [
         ("Figures", [*(number.replace("_", ".") for number in FIGURES), "numbers"]),
-        ("Tables", ["results/table4_1.csv", "results/table4_2.csv", "results/paired.csv"]),
+        ("Tables", ["results/table4_1.csv", "results/table4_2.csv", "results/paired.csv", "results/paired.png"]),
     ],
 )
 def test_a_browser_lists_the_tables_and_figures_of_the_report(

@@ -35,7 +35,7 @@ rule summary:
     output:
         md="results/summary.md",
         paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
-        picture="results/paired.png",
+        picture=report("results/paired.png", caption="../report/paired.rst", category="Tables"),
         pdf="results/paired.pdf",
     params:
         own=own("tables"),
