@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,12 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
         *aligned(rows),
         "",
     ]
-    to_baseline = differences[differences["against"] == _BASELINE]
-    if len(to_baseline):
-        lines += [*_differences(to_baseline, thesis, pretrain, titles), ""]
-    averages = differences[(differences["dataset"] == paired.AVERAGE) & (differences["seed"] == paired.ALL)]
-    return "\n".join([*lines, _order(averages, len(seeds)), ""])
+    rows_of = differences.assign(protocol=differences["shots"].map(_label))
+    rows_of = pd.concat([rows_of, _shared(rows_of, thesis, pretrain)])
+    pooled = rows_of[rows_of["seed"] == paired.ALL]
+    if _BASELINE in set(pooled["against"]):
+        lines += [*_differences(pooled[pooled["against"] == _BASELINE], thesis, pretrain, titles), ""]
+    return "\n".join([*lines, *_order(pooled, len(seeds)), ""])
 
 
 def _whose(thesis: pd.DataFrame, names: list[str]) -> list[str]:
@@ -138,21 +140,22 @@ def _mean_cell(part: pd.DataFrame) -> str:
     return tables.cell(by_seed.mean(), spread=by_seed.std()) if len(by_seed) else ""
 
 
+def _shared(differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str) -> pd.DataFrame:
+    """Every difference on the average over the transfer sets that the thesis prints too, as rows of `_SHARED`."""
+    both = differences[differences["dataset"] != pretrain].merge(thesis[["dataset", "protocol"]].drop_duplicates())
+    keys = ["method", "against", "protocol"]
+    means = both.groupby([*keys, "seed"], sort=False).agg(
+        difference=("difference", "mean"), ci95=("ci95", lambda x: np.sqrt((x**2).sum()) / len(x))
+    )
+    by_seed = means["difference"].drop(paired.ALL, level="seed", errors="ignore")
+    spread = by_seed.groupby(keys).std().rename("spread")
+    return means.reset_index().merge(spread, on=keys).assign(dataset=_SHARED)
+
+
 def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
     """From SimSiam: on the data set pretrained on, on the transfer average, and on those of its sets that the thesis
     prints, each beside the thesis's own."""
-    rows = rows.assign(protocol=rows["shots"].map(_label))
-    keys = ["dataset", "protocol", "method"]
-    printed = thesis[["dataset", "protocol"]].drop_duplicates()
-    both = rows[rows["dataset"] != pretrain].merge(printed).assign(dataset=_SHARED)
-    pooled = both["seed"] == paired.ALL
-    shared = (
-        both[pooled]
-        .groupby(keys, sort=False)
-        .agg(difference=("difference", "mean"), ci95=("ci95", lambda x: np.sqrt((x**2).sum()) / len(x)))
-    )
-    shared["spread"] = both[~pooled].groupby([*keys, "seed"])["difference"].mean().groupby(keys).std()
-    ours = pd.concat([rows[rows["seed"] == paired.ALL].set_index(keys), shared])
+    ours = rows.set_index(["dataset", "protocol", "method"])
     place = thesis["dataset"].where(thesis["dataset"] == pretrain, _SHARED)
     theirs = thesis.groupby([place, "protocol", "method"])["accuracy"].mean()
     there = set(ours.index.get_level_values("dataset"))
@@ -168,35 +171,43 @@ def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles
                 out[-1].append("" if x is None or y is None else tables.cell(x - y, sign="+"))
     return [
         f"**Difference from {titles[_BASELINE]}** in points ± 95 % half-width, paired: episode by episode, test image",
-        "by test image. All data sets: paired.csv, paired.png.",
+        "by test image"
+        + ("" if rows["spread"].isna().all() else "; standard deviation over seeds in parentheses")
+        + ".",
+        "All data sets: paired.csv, paired.png.",
         *([f"'{_SHARED}': the average over the transfer sets that it prints too."] if _SHARED in there else []),
         "",
         *aligned(out),
     ]
 
 
-def _order(averages: pd.DataFrame, seeds: int) -> str:
-    """One sentence: per protocol, whether each step of the thesis's order lies outside its intervals."""
+def _order(pooled: pd.DataFrame, seeds: int) -> list[str]:
+    """Sentences: per average and protocol, whether each step of the thesis's order lies outside its interval."""
     words = " > ".join(methods.lookup(name).title for name in paired.ORDER)
-    steps = [
-        averages[(averages["method"] == m) & (averages["against"] == a)] for m, a in itertools.pairwise(paired.ORDER)
-    ]
-    if not all(map(len, steps)):
-        return f"The order {words} on the transfer average cannot be told: a method or every transfer set is missing."
-    found: dict[str, list[str]] = {_SEEN: [], _REVERSED: [], _UNTOLD: []}
-    for shots, part in pd.concat(steps).groupby("shots", sort=False, dropna=False):
-        half_width = np.maximum(part["ci95"], _t95(seeds) * part["spread"].fillna(0) / np.sqrt(seeds))
-        if (part["difference"] > half_width).all():
-            verdict = _SEEN
-        else:
-            verdict = _REVERSED if (part["difference"] < -half_width).any() else _UNTOLD
-        found[verdict].append(_label(shots))
-    said = "; ".join(verdict.format(", ".join(where)) for verdict, where in found.items() if where)
-    if seeds == 1:
-        rule = "Intervals are over episodes and test images; another training may say otherwise."
+    steps = pd.concat(
+        [pooled[(pooled["method"] == m) & (pooled["against"] == a)] for m, a in itertools.pairwise(paired.ORDER)]
+    )
+    # Over test images or episodes, and over trainings: spread holds some of the first too, so this is a little wide.
+    half_width = np.hypot(steps["ci95"], _t95(seeds) * steps["spread"].fillna(0) / np.sqrt(seeds))
+    steps = steps.assign(up=steps["difference"] > half_width, down=steps["difference"] < -half_width)
+    said = []
+    for name, title in ((paired.AVERAGE, "the transfer average"), (_SHARED, f"the average over {_SHARED}")):
+        found: dict[str, list[str]] = {_SEEN: [], _REVERSED: [], _UNTOLD: []}
+        for protocol, part in steps[steps["dataset"] == name].groupby("protocol", sort=False):
+            if len(part) == len(paired.ORDER) - 1:
+                verdict = _SEEN if part["up"].all() else _REVERSED if part["down"].any() else _UNTOLD
+                found[verdict].append(str(protocol))
+        if verdicts := [verdict.format(", ".join(where)) for verdict, where in found.items() if where]:
+            said.append(f"On {title}: {'; '.join(verdicts)}.")
+    if not said:
+        said = ["It cannot be told: a method or every transfer set is missing."]
+    elif seeds == 1:
+        said.append(
+            "Intervals are over test images, or over episodes of these very images; trainings may differ by more."
+        )
     else:
-        rule = f"Intervals are the wider ones of those over episodes and over the {seeds} trainings (Student's t)."
-    return f"The order {words} on the transfer average: {said}. {rule}"
+        said.append(f"Intervals are over test images or episodes, and over the {seeds} trainings (Student's t).")
+    return textwrap.wrap(f"**The order {words}.** {' '.join(said)}", 118)
 
 
 def _t95(seeds: int) -> float:
