@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from diffsiam.errors import UserError
 from diffsiam.report import curve
 
 
@@ -48,6 +49,27 @@ def test_panels_are_the_pretraining_set_and_the_mean_over_the_others(results: li
     assert list(hier.get_ydata()) == [61.0, 61.5]
     mean = others.get_lines()[0]
     assert list(mean.get_ydata()) == pytest.approx([52.5, 53.0])  # 1.5 above sprites: digits 1, photos 2
+
+
+def test_the_untrained_encoder_is_a_line_all_along(results: list[Path], tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 40.0), (1, 42.0)):
+        for dataset in ("sprites", "digits", "photos"):
+            path = tmp_path / "linear" / "untrained" / f"seed{seed}" / f"{dataset}.json"
+            found = json.loads(results[0].read_text()) | {"method": "untrained", "dataset": dataset, "seed": seed}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found | {"validation": [{"l2": 1.0, "accuracy": accuracy}]}))
+            results.append(path)
+    rows = curve.table(results)
+    assert set(rows.loc[rows["method"] == "untrained", "step"]) == {0}
+    own, _ = curve.draw(rows, "sprites").axes
+    (line,) = [line for line in own.get_lines() if line.get_label() == "Untrained"]
+    assert list(line.get_ydata()) == [41.0, 41.0]
+    assert len(own.get_lines()) == 5
+
+
+def test_a_point_without_a_data_set_is_an_error_that_names_it(results: list[Path]) -> None:
+    with pytest.raises(UserError, match=r"curve: no result of photos for .* \('diffsiam_hier', 1, 10\)"):
+        curve.table(results[:-1])
 
 
 def test_without_the_pretraining_set_there_is_one_panel(results: list[Path]) -> None:

@@ -28,18 +28,29 @@ use rule linear as linear_snapshot with:
         "results/timings/curve/linear/{pretrain}/{method}/seed{seed}/step{step}/{dataset}.tsv"
 
 
+TRAINED = [method for method in config["methods"] if METHODS[method].trained]
+
+
 rule curve:
     input:
         expand(
             rules.linear_snapshot.output,
             pretrain=config["pretrain"],
-            method=[method for method in config["methods"] if METHODS[method].trained],
+            method=TRAINED,
             seed=config["seeds"],
             step=SNAPSHOTS,
             dataset=sorted({config["pretrain"], *config["transfer"]}),
         )
-        if SNAPSHOTS
-        else "results/curve needs representation.snapshots above 0 in params.yaml",
+        if SNAPSHOTS and TRAINED
+        else "results/curve needs representation.snapshots above 0 and a trained method in params.yaml",
+        # The untrained encoder has one point, which needs no snapshot.
+        expand(
+            rules.linear.output,
+            pretrain=config["pretrain"],
+            method=[method for method in config["methods"] if not METHODS[method].trained],
+            seed=config["seeds"],
+            dataset=sorted({config["pretrain"], *config["transfer"]}),
+        ),
     output:
         multiext("results/curve", csv=".csv", png=".png", pdf=".pdf"),
     params:
