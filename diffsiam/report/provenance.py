@@ -62,8 +62,9 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
             [title, str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}", spread, ended]
         )
     return [
-        f"**What made these numbers.** {total:.2f} hours of training, evaluation aside; of interrupted trainings the",
-        "steps that were kept. Spread: 0 where all representations point the same way, 1 evenly over the sphere.",
+        f"**What made these numbers.** {total:.2f} hours of training, added up, evaluation aside; of interrupted",
+        "trainings the steps that were kept. Spread: 0 where all representations point the same way, 1 evenly over",
+        "the sphere.",
         "",
         *aligned(rows),
         "",
