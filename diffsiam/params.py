@@ -365,13 +365,16 @@ def section(raw: dict[str, Any], cls: type[T]) -> T:
     return _build(cls, raw.get(name, {}), name)
 
 
-def select(raw: dict[str, Any], leaves: tuple[str, ...]) -> dict[str, Any]:
-    """The part of ``raw`` below the dotted ``leaves``, nested as in ``raw``."""
+def select(raw: dict[str, Any], leaves: tuple[str, ...], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The part of ``raw`` below the dotted ``leaves``, nested as in ``raw``, less ``section.key`` of ``without``."""
     out: dict[str, Any] = {}
     for leaf in leaves:
         keys = leaf.split(".")
         value: Any = functools.reduce(lambda node, key: node[key], keys, raw)
         out = schema.merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
+    for leaf in without:
+        section_, _, key = leaf.partition(".")
+        out[section_] = {k: v for k, v in out[section_].items() if k != key}
     return out
 
 

@@ -235,6 +235,9 @@ def test_sources_are_merged_and_later_ones_win(raw: dict[str, Any], tmp_path: Pa
 def test_select_keeps_the_named_leaves_and_nothing_else(raw: dict[str, Any]) -> None:
     got = params.select(raw, ("fewshot", "runtime.threads"))
     assert got == {"fewshot": raw["fewshot"], "runtime": {"threads": raw["runtime"]["threads"]}}
+    got = params.select(raw, ("fewshot", "runtime.threads"), ("fewshot.ways",))
+    assert got["fewshot"] == {k: v for k, v in raw["fewshot"].items() if k != "ways"}
+    assert "ways" in raw["fewshot"]
 
 
 def test_the_share_of_a_stage_is_enough_for_its_sections(raw: dict[str, Any]) -> None:

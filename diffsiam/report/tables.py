@@ -123,19 +123,25 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
     """How the encoders were trained, from their own records."""
     records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
     first = next(iter(records.values()))
-    params = first["params"]["representation"]
+    params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
     lines = [
         f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, {first['segments']} segments, "
         f"images of {first['image_size']}x{first['image_size']}, {params['steps']} steps of {params['batch_size']}.",
-        f"The diffusion term is the mean over pixels, weighted by {params['diffusion_weight']:g} (our choice: "
-        f"the thesis leaves the scale open); SimSiam's by {params['ssl_weight']:g}.",
+    ]
+    if "diffusion_weight" in params:  # a method records the weights of the terms that it has
+        lines.append(
+            f"The diffusion term is the mean over pixels, weighted by {params['diffusion_weight']:g} (our choice: "
+            "the thesis leaves the scale open)"
+            + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
+        )
+    lines.append(
         f"Seeds: {', '.join(str(s) for s in sorted(frame['seed'].unique()))}"
         + (
             "; standard deviation over seeds in parentheses."
             if frame["seed"].nunique() > 1
             else "; one seed: differences between methods include the luck of that seed."
-        ),
-    ]
+        )
+    )
     if frame["thesis_accuracy"].isna().all():
         lines.append("The thesis's numbers are left out: these data sets or their sizes are not the thesis's.")
     return " ".join(lines)

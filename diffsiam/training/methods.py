@@ -37,6 +37,12 @@ class Method:
         names = ["encoder", "encoder_ema"]
         return tuple(names + ["decoder_ema"] * self.diffusion + ["heads"] * self.ssl)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Leaves of params.yaml that belong to terms of the loss that the method does not have."""
+        keys = ["diffusion_weight", "time_input", "diti", "decoder_optimizer"] * (not self.diffusion)
+        return tuple(f"representation.{key}" for key in keys + ["ssl_weight", "views"] * (not self.ssl))
+
 
 METHODS = {
     "untrained": Method("Untrained", trained=False),

@@ -162,6 +162,7 @@ def run(
         )
     device = runtime.select_device(rt)
     images = open_images(data / "images_train.npy", root)
+    used = {k: v for k, v in dataclasses.asdict(cfg).items() if f"representation.{k}" not in method.unused}
     dm, checksum = None, None
     if method.diffusion and dm_folder:
         from diffsiam.models.unet import WEIGHTS, DiffusionModel
@@ -184,9 +185,7 @@ def run(
         compile=rt.compile,
         snapshots=methods.snapshot_steps(cfg.steps, cfg.snapshots) if method.trained else (),
         events=events if rt.tensorboard else None,
-        identity=record.identity(
-            data, representation=dataclasses.asdict(cfg), rt=rt, method=name, seed=seed, diffusion_model=checksum
-        ),
+        identity=record.identity(data, representation=used, rt=rt, method=name, seed=seed, diffusion_model=checksum),
     )
     with world(device) as here:
         history, means = fit(name, learner, images, dm, plan, here)

@@ -65,6 +65,29 @@ def fewshot() -> list[dict]:
 SUBSET = {"CIFAR10": 50_000, "DTD": 1_000}
 
 
+def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: Path) -> None:
+    """A method records the settings of its own terms."""
+    shape = {"encoder_width": 32, "dim": 256, "segments": 32, "image_size": 32, "seed": 0}
+    shared = {"steps": 1500, "batch_size": 128}
+    weights = {"simsiam": {"ssl_weight": 0.5}, "pdae": {"diffusion_weight": 30.0}, "untrained": {}}
+    configs = {}
+    for method, own in weights.items():
+        configs[method] = tmp_path / f"{method}.json"
+        configs[method].write_text(json.dumps(shape | {"method": method, "params": {"representation": shared | own}}))
+
+    def note(*names: str) -> str:
+        results = small_results.write(tmp_path / "r", [small_results.linear(n, "DTD", 0, 20.0) for n in names])
+        meta = tmp_path / "meta.json"
+        meta.write_text(json.dumps({"dataset": "DTD", "counts": {"train": 10, "test": 10}}))
+        out = tmp_path / "table4_1.csv"
+        tables.run("4_1", results, [meta], [configs[n] for n in names], REFERENCE / "thesis_table4_1.csv", out)
+        return out.with_suffix(".md").read_text()
+
+    assert "weighted by 30 (our choice: the thesis leaves the scale open); SimSiam's by 0.5." in note("simsiam", "pdae")
+    assert "weighted by 30 (our choice: the thesis leaves the scale open). Seeds" in note("untrained", "pdae")
+    assert "weighted" not in note("untrained", "simsiam")
+
+
 def test_linear_table_of_three_seeds(tmp_path: Path) -> None:
     out = make(tmp_path, "4_1", linear(), SUBSET)
     assert [line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("|")] == [

@@ -40,6 +40,21 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
     assert all({"encoder", "encoder_ema"} <= set(m.weights) for m in methods.METHODS.values())
 
 
+def test_a_method_reads_no_setting_of_a_term_that_it_does_not_have() -> None:
+    simsiam = {"ssl_weight", "views"}
+    diffusion = {"diffusion_weight", "time_input", "diti", "decoder_optimizer"}
+    unused = {name: {leaf.removeprefix("representation.") for leaf in m.unused} for name, m in methods.METHODS.items()}
+    assert unused == {
+        "untrained": simsiam | diffusion,
+        "simsiam": diffusion,
+        "pdae": simsiam,
+        "diti": simsiam,
+        "diffsiam_seq": set(),
+        "diffsiam_hier": set(),
+        "diffsiam_hier_detach": set(),
+    }
+
+
 def test_titles_are_all_different() -> None:
     assert len({m.title for m in methods.METHODS.values()}) == len(methods.METHODS)
 

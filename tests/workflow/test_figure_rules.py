@@ -43,6 +43,29 @@ def own(jobs: list[dict[str, Any]], rule: str, **wildcards: str) -> dict[str, An
     return json.loads(job["params"]["own"])
 
 
+def test_an_edit_trains_anew_the_methods_that_have_the_term_it_belongs_to(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    clone = working_tree(tmp_path, tmp_path_factory.mktemp("scratch"))
+    path = clone.root / "params.yaml"
+    names = ["untrained", "simsiam", "pdae", "diffsiam_hier"]
+    base = merged(yaml.safe_load(path.read_text()), {"methods": names, "seeds": [0]})
+
+    def shares(edit: dict[str, Any]) -> dict[str, Any]:
+        path.write_text(yaml.safe_dump(merged(base, {"representation": edit})))
+        jobs = planned(clone, "tables")
+        return {name: own(jobs, f"representation_{name}") for name in names}
+
+    before = shares({})
+    for edit, trained in (
+        ({"diffusion_weight": 7.0}, {"pdae", "diffsiam_hier"}),
+        ({"ssl_weight": 7.0}, {"simsiam", "diffsiam_hier"}),
+        ({"batch_size": 7}, set(names)),
+    ):
+        after = shares(edit)
+        assert {name for name in names if after[name] != before[name]} == trained, edit
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "steps"), [("CelebA", 64, 290_000), ("FFHQ", 128, 500_000), ("Bedroom", 128, 540_000)]
 )

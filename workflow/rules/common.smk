@@ -22,8 +22,9 @@ DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
-# Settings that no result depends on reach the commands through the environment, and so no record.
-os.environ |= {params.VARIABLE: json.dumps(params.select(config, params.UNTRACKED))}
+# Settings that no result depends on reach the commands through the environment, and so no record; those of
+# `representation` too, for the methods that leave some of them unused.
+os.environ |= {params.VARIABLE: json.dumps(params.select(config, (*params.UNTRACKED, "representation")))}
 
 
 wildcard_constraints:
@@ -34,12 +35,12 @@ wildcard_constraints:
     step="[0-9]+",
 
 
-def own(stage):
+def own(stage, without=()):
     """The parameters that the stage's results depend on, as the command takes them, for the job's data set."""
 
     def of_job(wildcards):
         dataset = wildcards.get("pretrain", wildcards.get("dataset", ""))
-        return json.dumps(params.select(params.of(config, dataset), params.STAGE_PARAMS[stage]))
+        return json.dumps(params.select(params.of(config, dataset), params.STAGE_PARAMS[stage], without))
 
     return of_job
 
