@@ -190,24 +190,36 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------- provenance
+_CODE = ("diffsiam", "workflow/rules", "workflow/scripts", "Snakefile")
+
+
 def provenance() -> dict[str, Any]:
     """Versions, machine, commit and date, for the config.json beside a result."""
     import torch
 
     packages = ("torch", "diffusers", "numpy", "scikit-learn", "snakemake", "dvc")
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no git here: a record without a commit is better than a training that fails at its end
-        git = ""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git.strip() or None,
+        "commit": _commit(Path(__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _commit(root: Path) -> str | None:
+    """The commit checked out in ``root``, with ``-dirty`` where package or rules differ from it. An edited params.yaml
+    does not count: what was in it stands in the record itself."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    try:
+        name, changed = git("describe", "--always"), git("diff", "HEAD", "--name-only", "--", *_CODE)
+    except OSError:  # no git here: a record without a commit is better than a training that fails at its end
+        return None
+    return f"{name}-dirty" if name and changed else name or None
 
 
 def _processor() -> str:

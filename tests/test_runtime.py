@@ -233,6 +233,26 @@ def test_a_machine_without_git_still_gets_its_record(monkeypatch: pytest.MonkeyP
     assert runtime.provenance()["commit"] is None
 
 
+def test_a_commit_is_dirty_by_edited_code_and_not_by_edited_params(tmp_path: Path) -> None:
+    def git(*args: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *who, *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    (tmp_path / "diffsiam").mkdir()
+    for name in ("diffsiam/code.py", "params.yaml"):
+        (tmp_path / name).write_text("a: 1\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    commit = git("rev-parse", "--short", "HEAD").strip()
+    assert runtime._commit(tmp_path) == commit
+    (tmp_path / "params.yaml").write_text("a: 2\n")
+    assert runtime._commit(tmp_path) == commit
+    (tmp_path / "diffsiam" / "code.py").write_text("a: 2\n")
+    assert runtime._commit(tmp_path) == f"{commit}-dirty"
+    assert runtime._commit(tmp_path.parent) is None
+
+
 # ---------------------------------------------------------------------------------------------------- progress
 def test_progress_in_a_log_says_the_end_and_not_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     progress = runtime.Progress(100, "simsiam", "steps", start=40)
