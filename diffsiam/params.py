@@ -257,8 +257,7 @@ SECTIONS: dict[str, type] = {
 
 _COMPUTE = tuple(f"runtime.{name}" for name in ("device", "precision", "threads", "deterministic", "compile"))
 
-# What each stage's results depend on, and so what its rule and its DVC stage record. A leaf in no entry
-# (data.root, runtime.checkpoint_minutes, runtime.tensorboard) re-runs nothing.
+# What a stage's results depend on: recorded by its rule (less `Method.unused`) and DVC stage. Others re-run nothing.
 STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
     "diffusion": ("diffusion", *_COMPUTE),
@@ -276,7 +275,7 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
     "tables": ("methods", "seeds", "pretrain", "transfer"),
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
-VARIABLE = "DIFFSIAM_PARAMS"  # environment variable that carries the untracked leaves to a rule's command, as JSON
+VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: the leaves that a rule does not record, for its command, as JSON
 
 T = TypeVar("T")
 
@@ -372,9 +371,8 @@ def select(raw: dict[str, Any], leaves: tuple[str, ...], without: tuple[str, ...
         keys = leaf.split(".")
         value: Any = functools.reduce(lambda node, key: node[key], keys, raw)
         out = schema.merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
-    for leaf in without:
-        section_, _, key = leaf.partition(".")
-        out[section_] = {k: v for k, v in out[section_].items() if k != key}
+    for name, key in (leaf.split(".") for leaf in without):
+        out[name] = {k: v for k, v in out[name].items() if k != key}
     return out
 
 

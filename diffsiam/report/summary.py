@@ -96,9 +96,9 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
         *aligned(rows),
         "",
     ]
-    rows_of = differences.assign(protocol=differences["shots"].map(_label))
-    rows_of = pd.concat([rows_of, _shared(rows_of, thesis, pretrain)])
-    pooled = rows_of[rows_of["seed"] == paired.ALL]
+    compared = differences.assign(protocol=differences["shots"].map(_label))
+    compared = pd.concat([compared, _shared(compared, thesis, pretrain)])
+    pooled = compared[compared["seed"] == paired.ALL]
     if _BASELINE in set(pooled["against"]):
         lines += [*_differences(pooled[pooled["against"] == _BASELINE], thesis, pretrain, titles), ""]
     return "\n".join([*lines, *_order(pooled, len(seeds)), ""])
