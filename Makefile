@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: table test test-fast lint bench restore
+.PHONY: table test test-fast lint bench restore merge
 .DEFAULT_GOAL := table
 
 $(READY): requirements.lock pyproject.toml
@@ -35,3 +35,6 @@ bench: $(READY)  ## speed as ratios, into results/benchmarks.csv
 
 restore: $(READY)  ## take over results that are here without Snakemake's records (docs/dvc.md)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/restore.sh
+
+merge: $(READY)  ## tables of a run that was made in parts: make merge RUN=docs/measured/cifar-study (docs/cluster.md)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/merge.sh "$(RUN)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -39,8 +41,22 @@ def run(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_a_run_is_of_the_preset_that_it_is_named_after(run: Path) -> None:
-    assert settings(run / "params.yaml") == settings(ROOT / "workflow" / "presets" / f"{run.name}.yaml")
+def test_a_run_is_of_the_preset_that_it_is_named_after_with_all_or_some_of_its_seeds(run: Path) -> None:
+    mine, preset = settings(run / "params.yaml"), settings(ROOT / "workflow" / "presets" / f"{run.name}.yaml")
+    assert set(mine["seeds"]) <= set(preset["seeds"])
+    assert mine == preset | {"seeds": mine["seeds"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({path.parent.name for path in MEASURED.glob("*/*.tar.xz")}))
+def test_parts_of_a_run_give_its_tables(name: str, tmp_path: Path) -> None:
+    run, copy = MEASURED / name, tmp_path / name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("table*", "summary*", "paired*", "curve*"))
+    subprocess.run(["bash", ROOT / "workflow" / "scripts" / "merge.sh", copy], check=True, timeout=300)
+    assert {path.name for path in copy.iterdir()} == {path.name for path in run.iterdir()}
+    for path in run.iterdir():
+        if path.name != "search.csv" and path.suffix in {".csv", ".md", ".tex"}:
+            assert (copy / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_paired_differences_are_those_of_the_tables(run: Path) -> None:
