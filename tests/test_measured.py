@@ -41,10 +41,11 @@ def run(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_a_run_is_of_the_preset_that_it_is_named_after_with_all_or_some_of_its_seeds(run: Path) -> None:
+def test_a_run_is_of_the_preset_that_it_is_named_after_or_of_some_of_its_seeds_and_methods(run: Path) -> None:
     mine, preset = settings(run / "params.yaml"), settings(ROOT / "workflow" / "presets" / f"{run.name}.yaml")
-    assert set(mine["seeds"]) <= set(preset["seeds"])
-    assert mine == preset | {"seeds": mine["seeds"]}
+    made = {key: mine[key] for key in ("seeds", "methods")}
+    assert all(set(made[key]) <= set(preset[key]) for key in made)
+    assert mine == preset | made
 
 
 @pytest.mark.slow

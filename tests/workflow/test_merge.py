@@ -1,4 +1,4 @@
-"""workflow/scripts/merge.sh refuses parts that do not belong together. That it makes the tables: tests/test_measured.py."""
+"""workflow/scripts/merge.sh refuses parts that do not belong together; tables made of parts: tests/test_measured.py."""
 
 from __future__ import annotations
 
