@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
-from diffsiam.report.paired import AVERAGE
+from diffsiam.report.paired import AVERAGE, color
 from diffsiam.report.save import save
 from diffsiam.training import methods
 
@@ -50,19 +50,20 @@ def draw(curve: pd.DataFrame, pretrain: str) -> Figure:
     others = curve[curve["dataset"] != pretrain]
     others = others.groupby(["method", "seed", "step"], sort=False)["accuracy"].mean().reset_index()
     panels = [(title, part) for title, part in ((pretrain, own), (AVERAGE, others)) if len(part)]
-    fig = Figure(figsize=(0.6 + 3.4 * len(panels), 3.2), layout="constrained")
+    fig = Figure(figsize=(0.6 + 3.4 * len(panels), 3.4), layout="constrained")
     for axes, (title, part) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, rows in part.groupby("method", sort=False):
-            if not methods.lookup(str(name)).trained:
-                axes.axhline(rows["accuracy"].mean(), color="0.4", ls="--", lw=1, label=methods.lookup(str(name)).title)
+            method, style = methods.lookup(str(name)), {"color": color(str(name))}
+            if not method.trained:
+                axes.axhline(rows["accuracy"].mean(), ls="--", lw=1, label=method.title, **style)
                 continue
             mean = rows.groupby("step")["accuracy"].mean()
-            (line,) = axes.plot(mean.index, mean, label=methods.lookup(str(name)).title)
-            axes.plot(rows["step"], rows["accuracy"], ".", color=line.get_color())
-        axes.set(title=title, xlabel="Step", ylabel="Linear probe, best validation accuracy (%)")
+            axes.plot(mean.index, mean, label=method.title, **style)
+            axes.plot(rows["step"], rows["accuracy"], ".", **style)
+        axes.set(title=f"Linear, {title}", xlabel="Step", ylabel="Best validation accuracy (%)")
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return fig
 
 

@@ -110,6 +110,11 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(np.mean([e.differences for e in estimates], axis=0), ci95[:-1], float(ci95[-1]))
 
 
+def color(method: str) -> str:
+    """The method's color in every picture."""
+    return f"C{list(METHODS).index(method)}"
+
+
 def draw(frame: pd.DataFrame, pretrain: str) -> Figure:
     """One panel per baseline and protocol, one line per data set and method: the mean over seeds with its interval,
     and a dot per seed where there are several.
@@ -137,11 +142,13 @@ def draw(frame: pd.DataFrame, pretrain: str) -> Figure:
             if pooled.empty:
                 continue
             y = pooled["dataset"].map(names.index) + 0.8 * ((i + 0.5) / len(shown) - 0.5)
-            color, title = f"C{list(METHODS).index(name)}", METHODS[name].title
-            axes.errorbar(pooled["difference"], y, xerr=pooled["ci95"], fmt="o", ms=3.5, lw=1, color=color, label=title)
+            title = METHODS[name].title
+            axes.errorbar(
+                pooled["difference"], y, xerr=pooled["ci95"], fmt="o", ms=3.5, lw=1, color=color(name), label=title
+            )
             if len(seeds) > len(pooled):
                 y = seeds["dataset"].map(dict(zip(pooled["dataset"], y, strict=True)))
-                axes.plot(seeds["difference"], y, "|", ms=6, color=color, alpha=0.6)
+                axes.plot(seeds["difference"], y, "|", ms=6, color=color(name), alpha=0.6)
         axes.axvline(0, color="0.4", lw=0.8)
         if AVERAGE in names:
             axes.axhspan(len(names) - 1.5, len(names) - 0.5, color="0.93", zorder=0)

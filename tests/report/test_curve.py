@@ -41,7 +41,7 @@ def test_the_table_holds_the_best_validation_accuracy_of_each_point(results: lis
 
 def test_panels_are_the_pretraining_set_and_the_mean_over_the_others(results: list[Path]) -> None:
     own, others = curve.draw(curve.table(results), "sprites").axes
-    assert own.get_title() == "sprites"
+    assert own.get_title() == "Linear, sprites"
     simsiam, _, hier, _ = own.get_lines()  # the mean over seeds, then its dots
     assert simsiam.get_label() == "SimSiam"
     assert list(simsiam.get_xdata()) == [5, 10]
