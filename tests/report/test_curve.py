@@ -74,4 +74,4 @@ def test_a_point_without_a_data_set_is_an_error_that_names_it(results: list[Path
 
 def test_without_the_pretraining_set_there_is_one_panel(results: list[Path]) -> None:
     (axes,) = curve.draw(curve.table(results), "Bedroom").axes
-    assert axes.get_title() == "Transfer avg."
+    assert axes.get_title() == "Linear, Transfer avg."
