@@ -16,12 +16,17 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample: nn.Module = nn.Identity()
+        # A strided 1x1 convolution reads every stride-th pixel. Below 8 channels these are taken before it: on a CPU
+        # without AVX512, torch 2.14's backward pass of that convolution in channels-last memory writes out of bounds.
+        self.every = stride if inplanes < 8 else 1
         if stride != 1 or inplanes != planes:
-            self.downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+            shortcut = nn.Conv2d(inplanes, planes, 1, stride // self.every, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
         hidden = functional.relu(self.bn1(self.conv1(x)))
+        x = x if self.every == 1 else x[:, :, :: self.every, :: self.every]
         return functional.relu(self.bn2(self.conv2(hidden)) + self.downsample(x))
 
 

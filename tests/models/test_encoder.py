@@ -76,3 +76,14 @@ def test_z_of_an_image_does_not_depend_on_its_batch_in_evaluation() -> None:
     encoder = Encoder(4, 16).eval()
     x = images(16)
     assert torch.allclose(encoder(x)[1:2], encoder(x[1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_narrow_block_is_torchvisions_too(width: int) -> None:
+    torch.manual_seed(0)
+    block = Encoder(width, 16).layer2[0].double().eval()
+    shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, 2, bias=False), nn.BatchNorm2d(2 * width))
+    other = BasicBlock(width, 2 * width, 2, shortcut).double().eval()
+    other.load_state_dict(block.state_dict())
+    x = torch.randn(2, width, 6, 6, dtype=torch.float64)
+    assert torch.allclose(block(x), other(x), atol=1e-12)
