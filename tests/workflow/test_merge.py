@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -31,9 +33,9 @@ def part(folder: Path, name: str, file: str, text: str) -> None:
 def merge(folder: Path) -> str:
     """What it says when it refuses; nothing may be left behind."""
     before = sorted(folder.iterdir())
-    done = subprocess.run(
-        ["bash", ROOT / "workflow" / "scripts" / "merge.sh", folder], capture_output=True, text=True, timeout=120
-    )
+    command = ["bash", ROOT / "workflow" / "scripts" / "merge.sh", folder]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert sorted(folder.iterdir()) == before
     return done.stderr
@@ -51,7 +53,12 @@ def test_parts_that_differ_in_a_file_that_both_have_are_refused(folder: Path) ->
     assert "results/data/digits/meta.json in two.tar.xz" in merge(folder)
 
 
-def test_a_diffusion_model_of_its_own_is_no_difference(folder: Path) -> None:
-    part(folder, "one.tar.xz", "results/diffusion/digits/training.json", "{}")
-    part(folder, "two.tar.xz", "results/diffusion/digits/training.json", "[]")
-    assert "training.json" not in merge(folder)
+@pytest.mark.parametrize("own", ["diffusion/digits/training.json", "metrics.json", "plots/accuracy.json"])
+def test_what_each_part_has_of_its_own_may_differ_and_results_that_no_part_has_are_named(
+    folder: Path, own: str
+) -> None:
+    part(folder, "one.tar.xz", f"results/{own}", "{}")
+    part(folder, "two.tar.xz", f"results/{own}", "[]")
+    said = merge(folder)
+    assert "results/linear/sprites/simsiam/seed0/digits.json" in said
+    assert own not in said

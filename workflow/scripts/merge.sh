@@ -22,7 +22,8 @@ cp "$folder/params.yaml" "$work"
 ln -s "$here/workflow" "$here/profiles" "$work"
 for part in "${parts[@]}"; do
     mkdir -p "$work/part/results"
-    tar -xf "$part" -C "$work/part" --exclude=results/diffusion || # each part may have one of its own
+    # What a part has of its own: its diffusion model, what is computed over its own seeds, pictures.
+    tar -xf "$part" -C "$work/part" --exclude=results/{diffusion,metrics.json,plots,generation} ||
         stop "$part cannot be read: copy it again."
     # What two parts have, such as the facts about the data, must be the same in both.
     while read -r file; do
@@ -40,5 +41,7 @@ DIFFSIAM_RESTORE=1 snakemake --snakefile "$here/Snakefile" --directory "$work" -
     --allowed-rules "${rules[@]}" -- "${targets[@]}" >&2 ||
     stop "no tables: see above. Where files are missing, a part is, or params.yaml has seeds or methods that no part has."
 for made in "$work"/results/{table4_*,summary.md,paired.csv,paired.png,curve.csv,curve.png}; do
-    [ ! -f "$made" ] || cp "$made" "$folder"
+    [ -f "$made" ] || continue
+    cp "$made" "$folder/.merge"
+    mv "$folder/.merge" "$folder/$(basename "$made")"
 done
