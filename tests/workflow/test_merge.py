@@ -53,12 +53,12 @@ def test_parts_that_differ_in_a_file_that_both_have_are_refused(folder: Path) ->
     assert "results/data/digits/meta.json in two.tar.xz" in merge(folder)
 
 
-@pytest.mark.parametrize("own", ["diffusion/digits/training.json", "metrics.json", "plots/accuracy.json"])
+@pytest.mark.parametrize("own", ["diffusion/digits/training.json", "metrics.json"])
 def test_what_each_part_has_of_its_own_may_differ_and_results_that_no_part_has_are_named(
     folder: Path, own: str
 ) -> None:
     part(folder, "one.tar.xz", f"results/{own}", "{}")
     part(folder, "two.tar.xz", f"results/{own}", "[]")
     said = merge(folder)
-    assert "results/linear/sprites/simsiam/seed0/digits.json" in said
+    assert "simsiam/seed0/digits.json" in said
     assert own not in said

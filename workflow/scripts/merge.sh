@@ -23,7 +23,7 @@ ln -s "$here/workflow" "$here/profiles" "$work"
 for part in "${parts[@]}"; do
     mkdir -p "$work/part/results"
     # What a part has of its own: its diffusion model, what is computed over its own seeds, pictures.
-    tar -xf "$part" -C "$work/part" --exclude=results/{diffusion,metrics.json,plots,generation} ||
+    tar -xf "$part" -C "$work/part" --exclude=results/{diffusion,metrics.json,generation} ||
         stop "$part cannot be read: copy it again."
     # What two parts have, such as the facts about the data, must be the same in both.
     while read -r file; do
