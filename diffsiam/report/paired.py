@@ -39,6 +39,7 @@ AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained 
 ALL = "all"  # in place of a seed
 BASELINES = ("untrained", "simsiam")
 ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
+ALONE = ("diffsiam_hier", "pdae")  # what SimSiam and segments add to the diffusion term alone
 COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread"]
 
 
@@ -57,7 +58,7 @@ class Estimate:
 
 
 def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], pretrain: str) -> pd.DataFrame:
-    """Every method against each of `BASELINES`, and each of `ORDER` against the next, where both are there.
+    """Every method against each of `BASELINES`, each of `ORDER` against the next, and `ALONE`, where both are there.
 
     Args:
         linear, fewshot: results as the protocols write them, of the same methods, data sets and seeds.
@@ -185,7 +186,7 @@ def _blocks(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]],
 
 
 def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = [(method, against) for against in BASELINES for method in methods] + [*itertools.pairwise(ORDER)]
+    pairs = [(method, against) for against in BASELINES for method in methods] + [*itertools.pairwise(ORDER), ALONE]
     return [(m, a) for m, a in dict.fromkeys(pairs) if m != a and {m, a} <= set(methods)]
 
 

@@ -152,14 +152,15 @@ def test_turning_a_comparison_round_turns_its_sign() -> None:
     assert one["ci95"].tolist() == pytest.approx(other["ci95"].tolist())
 
 
-def test_pairs_are_those_against_the_baselines_and_the_steps_of_the_order() -> None:
-    methods = ("untrained", "simsiam", "diffsiam_seq", "diffsiam_hier")
+def test_pairs_are_the_baselines_the_steps_of_the_order_and_hier_against_the_diffusion_term_alone() -> None:
+    methods = ("untrained", "simsiam", "pdae", "diffsiam_seq", "diffsiam_hier")
     episodes = [small_results.fewshot(m, "digits", s, {"5": [3, 4]}) for m in methods for s in SEEDS]
     frame = paired.table(linear(methods, ("digits",)), episodes, "sprites")
     assert set(zip(frame["method"], frame["against"], strict=True)) == {
         ("simsiam", "untrained"), ("diffsiam_seq", "untrained"), ("diffsiam_hier", "untrained"),
         ("untrained", "simsiam"), ("diffsiam_seq", "simsiam"), ("diffsiam_hier", "simsiam"),
-        ("diffsiam_hier", "diffsiam_seq"),
+        ("pdae", "untrained"), ("pdae", "simsiam"),
+        ("diffsiam_hier", "diffsiam_seq"), ("diffsiam_hier", "pdae"),
     }  # fmt: skip
     assert not frame.duplicated(["protocol", "shots", "method", "against", "dataset", "seed"]).any()
 
