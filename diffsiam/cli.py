@@ -14,7 +14,8 @@ from diffsiam.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; 0 when it is done, 2 after a `UserError`, whose message is all that is printed."""
+    """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
+    that is printed."""
     args = _parser().parse_args(argv)
     try:
         if args.processes > 1 and "WORLD_SIZE" not in os.environ:
@@ -25,6 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
     except UserError as e:
         print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":  # PyTorch's; to name it here would load PyTorch for every message
+            raise
+        print(
+            f"diffsiam {args.stage}: the GPU's memory is full ({str(e).partition('. ')[0]}). Let fewer jobs share it, "
+            "`snakemake --resources gpu_jobs=1 ...` for one at a time, or lower the stage's batch_size. A training "
+            "goes on from its last checkpoint.",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -60,7 +60,7 @@ def select_device(runtime: Runtime) -> torch.device:
     import torch
 
     torch.set_num_threads(runtime.threads)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # tf32 otherwise, with 10 bits of mantissa
+    torch.backends.cudnn.allow_tf32 = False  # convolutions would keep 10 bits of mantissa
     _keep_memory()
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it

@@ -58,6 +58,12 @@ def test_device_and_threads_follow_the_params() -> None:
         torch.set_num_threads(before)
 
 
+def test_float32_is_float32_in_a_gpus_convolutions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    runtime.select_device(dataclasses.replace(CPU, threads=torch.get_num_threads()))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"runtime\.device: cuda"):

@@ -27,6 +27,7 @@ SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representa
 os.environ |= {params.VARIABLE: json.dumps(params.select(config, (*params.UNTRACKED, "representation")))}
 
 
+# Jobs that compute on a GPU where there is one say `gpu_jobs=1`: `--resources gpu_jobs=N` lets N of them share it.
 wildcard_constraints:
     dataset="[A-Za-z0-9]+",
     pretrain="[A-Za-z0-9]+",

@@ -19,6 +19,7 @@ rule diffusion:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=24 * 60,
         gpu=0,
+        gpu_jobs=1,
         nodes=1,
     shell:
         # SLURM signals every process of a job: the trainer shall save its state, the others wait for it.

@@ -17,6 +17,7 @@ rule features:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu_jobs=1,
     shell:
         "diffsiam features --encoder {input.encoder} --data $(dirname {input.meta}) --out {output} "
         "--params {params.own:q} 2>&1 | tee {log}"

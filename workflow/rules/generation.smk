@@ -25,6 +25,7 @@ for file, needs in KINDS.items():
             mem_mb=8000,
             runtime=12 * 60,
             gpu=0,
+            gpu_jobs=1,
         shell:
             "diffsiam generate {params.kind} --data results/data/{wildcards.pretrain} "
             "--diffusion results/diffusion/{wildcards.pretrain} {params.options} --out {output} "
@@ -60,6 +61,7 @@ for dataset, stems in CLASSIFIERS.items():
         resources:
             mem_mb=8000,
             runtime=120,
+            gpu_jobs=1,
         shell:
             "diffsiam probmask --encoder {input.encoder} --data $(dirname {input.meta}) --out {params.folder} "
             "--params {params.own:q} 2>&1 | tee {log}"
@@ -83,6 +85,7 @@ rule pixel_classifier:
     resources:
         mem_mb=8000,
         runtime=120,
+        gpu_jobs=1,
     shell:
         "diffsiam generate classifier --data $(dirname {input.meta}) --out {output.weights} "
         "--params {params.own:q} 2>&1 | tee {log}"
@@ -102,6 +105,7 @@ rule attributes:
     resources:
         mem_mb=8000,
         runtime=12 * 60,
+        gpu_jobs=1,
     shell:
         "diffsiam attributes {wildcards.dataset} --names {params.names:q} --out {output} "
         "--params {params.data:q} --params {params.own:q} 2>&1 | tee {log}"

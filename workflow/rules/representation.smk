@@ -26,6 +26,7 @@ for name, method in METHODS.items():
             mem_mb=lambda wildcards, attempt: 8000 * attempt,
             runtime=48 * 60,
             gpu=0,
+            gpu_jobs=1,
             nodes=1,
         shell:
             # SLURM signals every process of a job: the trainer shall save its state, the others wait for it.
