@@ -2,7 +2,8 @@
 # Tables of a run whose seeds or methods were made on several machines. FOLDER holds params.yaml of the whole run and the
 # parts, *.tar.xz, each a results/ folder of one machine without arrays and weights:
 #     find results -name '*.json' -o -name history.csv | sort | tar -cJf FOLDER/part.tar.xz -T -
-# The rules make the tables of what the parts hold, in a folder of their own: nothing here is taken over.
+# The rules make the tables of what the parts hold, in a folder of their own: nothing here is taken over. Where curves were
+# probed for fewer seeds or methods than the tables have, curve.yaml beside params.yaml says for which.
 set -euo pipefail
 stop() {
     echo "merge: $1" >&2
@@ -34,12 +35,17 @@ for part in "${parts[@]}"; do
     rm -r "$work/part"
 done
 
-rules=(tables table4_1 table4_2 summary curve)
-targets=(results/table4_1.csv results/table4_2.csv results/summary.md)
-[ ! -d "$work/results/curve" ] || targets+=(results/curve.csv)
-DIFFSIAM_RESTORE=1 snakemake --snakefile "$here/Snakefile" --directory "$work" --cores 1 --quiet host progress rules reason \
-    --allowed-rules "${rules[@]}" -- "${targets[@]}" >&2 ||
-    stop "no tables: see above. Where files are missing, a part is, or params.yaml has seeds or methods that no part has."
+make() { # targets, by the rules that need no arrays
+    DIFFSIAM_RESTORE=1 snakemake --snakefile "$here/Snakefile" --directory "$work" --cores 1 --quiet host progress rules reason \
+        --allowed-rules tables table4_1 table4_2 summary curve "${options[@]}" -- "$@" >&2 ||
+        stop "no ${*: -1}: see above. Where files are missing, a part is, or params.yaml has seeds or methods that no part has."
+}
+options=()
+make results/table4_1.csv results/table4_2.csv results/summary.md
+if [ -d "$work/results/curve" ]; then
+    [ ! -f "$folder/curve.yaml" ] || options=(--configfile "$folder/curve.yaml")
+    make results/curve.csv
+fi
 for made in "$work"/results/{table4_*,summary.md,paired.csv,paired.png,curve.csv,curve.png}; do
     [ -f "$made" ] || continue
     cp "$made" "$folder/.merge"
