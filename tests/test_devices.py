@@ -158,13 +158,6 @@ def train(name: str, device: str, out: Path, dm: Path, data: Path, **changes: An
     representation.run(name, cfg, rt, data, dm, out, out.with_suffix(".pt"), seed=0)
 
 
-def files_of(out: Path) -> dict[str, Any]:
-    """Weights as bytes, and the history without its speed."""
-    files: dict[str, Any] = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
-    files["history"] = pd.read_csv(out / "history.csv").drop(columns="images_per_second").to_csv()
-    return files
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_stopped_and_resumed_training_ends_with_the_bits_of_a_whole_one(
     precision: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,10 +182,10 @@ def test_a_stopped_and_resumed_training_ends_with_the_bits_of_a_whole_one(
         with pytest.raises(SystemExit):
             train("diffsiam_hier", device, tmp_path / "stopped", dm, data, precision=precision)
     train("diffsiam_hier", device, tmp_path / "stopped", dm, data, precision=precision)
-    whole = files_of(tmp_path / "whole")
+    whole = tiny.files_of(tmp_path / "whole")
     assert len(whole) == 5
-    assert files_of(tmp_path / "again") == whole
-    assert files_of(tmp_path / "stopped") == whole
+    assert tiny.files_of(tmp_path / "again") == whole
+    assert tiny.files_of(tmp_path / "stopped") == whole
     record = runtime.read_json(tmp_path / "stopped" / "config.json")
     assert torch.device(record["device"]).type == device
     assert record["precision"] == {"fp32": "float32", "bf16": "bfloat16"}[precision]

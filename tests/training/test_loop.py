@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -337,19 +338,10 @@ def test_a_run_killed_at_any_step_or_while_saving_resumes_to_the_same_bits(tmp_p
     assert done.stdout.strip() == "done", done.stderr
     outs = sorted(tmp_path.glob("killed*"))
     assert len(outs) == 5
-    whole = files_of(tmp_path / "whole")
+    whole = tiny.files_of(tmp_path / "whole")
     assert len(whole) == 5
     for out in outs:
-        assert files_of(out) == whole, out.name
-
-
-def files_of(out: Path) -> dict[str, Any]:
-    """Weights as bytes, and the history without its speed."""
-    import pandas as pd
-
-    files: dict[str, Any] = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
-    files["history"] = pd.read_csv(out / "history.csv").drop(columns="images_per_second").to_csv()
-    return files
+        assert tiny.files_of(out) == whole, out.name
 
 
 # ----------------------------------------------------------------------------------------------------- refusals

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from diffsiam import params, runtime
@@ -61,3 +62,10 @@ def saved_diffusion_model(folder: Path) -> Path:
     model = diffusion_model()
     model.save(folder, model.state_dict())
     return folder
+
+
+def files_of(out: Path) -> dict[str, Any]:
+    """What a training left: weights as bytes, and the history without its speed."""
+    files: dict[str, Any] = {p.name: p.read_bytes() for p in out.glob("*.safetensors")}
+    files["history"] = pd.read_csv(out / "history.csv").drop(columns="images_per_second").to_csv()
+    return files
