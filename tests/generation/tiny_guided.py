@@ -55,9 +55,12 @@ def networks() -> tuple[Any, Encoder, Decoder]:
     return dm, encoder.eval(), decoder.eval()
 
 
-def model(*, mask_by_step: bool = False, **changes: Any) -> Guided:
-    dm, encoder, decoder = networks()
-    return Guided(dm, encoder, decoder, even_edges(DIM, SEGMENTS), settings(**changes), mask_by_step=mask_by_step)
+def model(
+    *, mask_by_step: bool = False, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any
+) -> Guided:
+    dm, encoder, decoder = (network.to(dtype) for network in networks())
+    edges, cfg = even_edges(DIM, SEGMENTS), settings(**changes)
+    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=mask_by_step, device=device)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

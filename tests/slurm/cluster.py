@@ -85,9 +85,15 @@ def missing() -> str:
         return f"{', '.join(programs)} not installed: apt-get install slurm-wlm munge"
     if os.geteuid():
         return "only root can start slurmd and place /etc/slurm/slurm.conf"
-    if (ETC / "slurm.conf").exists():  # a dangling link is one of ours, killed before its end
+    if (ETC / "slurm.conf").exists() and not _left_behind(ETC / "slurm.conf"):
         return f"{ETC}/slurm.conf is another cluster's"
     return ""
+
+
+def _left_behind(configuration: Path) -> bool:
+    """Whether it is a link to a cluster of ours that was killed before its end: the daemons died with the tests."""
+    ours = configuration.is_symlink() and f"ClusterName={NAME}\n" in configuration.read_text()
+    return ours and subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True, check=False).returncode == 1
 
 
 @dataclass

@@ -1,4 +1,5 @@
 # Shared by the rules: checked parameters, each stage's own share of them, and the digest of its code.
+# Jobs that compute on a GPU where there is one say `gpu_jobs=1`: `--resources gpu_jobs=N` lets N of them share it.
 import json
 import os
 import sys
@@ -27,7 +28,6 @@ SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representa
 os.environ |= {params.VARIABLE: json.dumps(params.select(config, (*params.UNTRACKED, "representation")))}
 
 
-# Jobs that compute on a GPU where there is one say `gpu_jobs=1`: `--resources gpu_jobs=N` lets N of them share it.
 wildcard_constraints:
     dataset="[A-Za-z0-9]+",
     pretrain="[A-Za-z0-9]+",
