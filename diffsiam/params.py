@@ -237,7 +237,8 @@ class Runtime:
     precision: str
     threads: int
     deterministic: bool
-    compile: bool
+    compile: bool | str
+    graph: bool | str
     checkpoint_minutes: float
     tensorboard: bool
 
@@ -255,7 +256,15 @@ SECTIONS: dict[str, type] = {
     "runtime": Runtime,
 }
 
-_COMPUTE = tuple(f"runtime.{name}" for name in ("device", "precision", "threads", "deterministic", "compile"))
+COMPUTE = (
+    "device",
+    "precision",
+    "threads",
+    "deterministic",
+    "compile",
+    "graph",
+)  # keys of runtime that results depend on
+_COMPUTE = tuple(f"runtime.{name}" for name in COMPUTE)
 
 # What a stage's results depend on: recorded by its rule (less `Method.unused`) and DVC stage. Others re-run nothing.
 STAGE_PARAMS: dict[str, tuple[str, ...]] = {

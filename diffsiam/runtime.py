@@ -97,6 +97,29 @@ def compute_dtype(runtime: Runtime, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if use_bf16 else torch.float32
 
 
+def use_graph(runtime: Runtime, device: torch.device) -> bool:
+    """Whether steps are captured as CUDA graphs: ``auto`` is wherever there are any.
+
+    Raises:
+        UserError: they were asked for on another device.
+    """
+    if runtime.graph is True and device.type != "cuda":
+        raise UserError(
+            f"runtime.graph: true was asked for, but jobs run on {device.type}, which has no CUDA graphs. Use auto."
+        )
+    return runtime.graph is not False and device.type == "cuda"
+
+
+COMPILE_FROM = 20_000  # steps
+
+
+def use_compile(runtime: Runtime, device: torch.device, steps: int) -> bool:
+    """Whether a training of ``steps`` compiles its networks; ``auto`` does where that pays for itself."""
+    if runtime.compile == "auto":
+        return device.type == "cuda" and steps >= COMPILE_FROM
+    return bool(runtime.compile)
+
+
 # ----------------------------------------------------------------------------------------------- atomic files
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:

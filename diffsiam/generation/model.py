@@ -47,6 +47,7 @@ class Guided:
         self.dm, self.encoder, self.decoder = dm, encoder, decoder
         self.table = Schedule().to(device)
         self.edges, self.cfg, self.mask_by_step, self.device = edges, cfg, mask_by_step, torch.device(device)
+        self._edges = edges.to(device)
 
     @property
     def segments(self) -> int:
@@ -90,7 +91,7 @@ class Guided:
         if not self.mask_by_step:
             return z
         k = segments.segment_of_step(t - 1, self.segments, TIMESTEPS)
-        return segments.mask(z, k, self.edges, "hierarchical")
+        return segments.mask(z, k, self._edges, "hierarchical")
 
     def _integrate(self, what: str, direction: Callable[..., Tensor], x: Tensor, z: Tensor | None) -> Tensor:
         cfg = self.cfg

@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from diffusers import UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from torch.nn import functional
 
+from diffsiam.models import blocks
 from diffsiam.models.unet import Trunk, up_path
 
 
-class Conditioning(NamedTuple):
-    """What a residual block of the decoder is told: the frozen time embedding and the embedding of z, both (N, E)."""
-
-    time: Tensor
-    z: Tensor
-
-
 class ConditionedResnet(nn.Module):
-    """A residual block with a second adaptive group norm for z after the time one (PDAE).
+    """A residual block of the decoder, with the layer that tells it of z: scale and shift of its second norm."""
 
-    With scale-shift time embedding ``h = (1+z_scale) * ((1+t_scale) * GN(h) + t_shift) + z_shift``; where the diffusion
-    model adds the time embedding before the norm (Ho et al.), ``h = (1+z_scale) * GN(h + t) + z_shift``.
-    """
-
-    def __init__(self, block: ResnetBlock2D) -> None:
+    def __init__(self, block: blocks.ResidualBlock) -> None:
         super().__init__()
         self.block = block
         self.z_proj = nn.Linear(block.time_emb_proj.in_features, 2 * block.out_channels)
 
-    def forward(self, x: Tensor, temb: Conditioning) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); the argument's name is the one that diffusers' containers use."""
-        block = self.block
-        hidden = functional.silu(block.norm1(x))
-        if block.upsample is not None:
-            x, hidden = block.upsample(x), block.upsample(hidden)
-        hidden = block.conv1(hidden)
-        time = block.time_emb_proj(functional.silu(temb.time))[:, :, None, None]
-        z_scale, z_shift = self.z_proj(functional.silu(temb.z))[:, :, None, None].chunk(2, dim=1)
-        if block.time_embedding_norm == "scale_shift":
-            t_scale, t_shift = time.chunk(2, dim=1)
-            hidden = (1 + t_scale) * block.norm2(hidden) + t_shift
-        else:
-            hidden = block.norm2(hidden + time)
-        hidden = (1 + z_scale) * hidden + z_shift
-        hidden = block.conv2(functional.silu(hidden))
-        shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
-        return (shortcut + hidden) / block.output_scale_factor
+    def forward(self, x: Tensor, temb: blocks.Conditioning) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'), by `blocks.ResidualBlock`."""
+        return self.block(x, temb)
 
 
 class Decoder(nn.Module):
@@ -66,16 +37,21 @@ class Decoder(nn.Module):
         super().__init__()
         own = UNet2DModel.from_config({**unet.config, "dropout": 0.0, "out_channels": unet.config.in_channels})
         own.conv_in = own.time_proj = own.time_embedding = own.down_blocks = None
+        blocks.adopt(own.mid_block, own.up_blocks)
         for container in [own.mid_block, *own.up_blocks]:
             container.resnets = nn.ModuleList(ConditionedResnet(r) for r in container.resnets)
         for container in own.up_blocks:
-            if container.upsamplers is not None and isinstance(container.upsamplers[0], ResnetBlock2D):
+            if container.upsamplers is not None and isinstance(container.upsamplers[0], blocks.ResidualBlock):
                 container.upsamplers = nn.ModuleList(ConditionedResnet(u) for u in container.upsamplers)
         nn.init.zeros_(own.conv_out.weight)
         nn.init.zeros_(own.conv_out.bias)
         self.unet = own
         self.z_embedding = nn.Linear(dim, unet.time_embedding.linear_2.out_features)
+        conditioned = (m for m in self.modules() if isinstance(m, ConditionedResnet))
+        self._residual = sorted(conditioned, key=lambda m: m.block.place)
 
     def forward(self, z: Tensor, trunk: Trunk) -> Tensor:
         """g_phi(z, x_t, t): z (N, d) and the frozen network's `Trunk` of (x_t, t) to (N, 3, H, W), float32."""
-        return up_path(self.unet, trunk, Conditioning(trunk.time, self.z_embedding(z)))
+        time = blocks.project(trunk.time, [own.block.time_emb_proj for own in self._residual])
+        told = blocks.Conditioning(time, blocks.project(self.z_embedding(z), [own.z_proj for own in self._residual]))
+        return up_path(self.unet, trunk, told)

@@ -56,7 +56,7 @@ def mask(z: Tensor, k: Tensor, edges: Tensor, strategy: str) -> Tensor:
     Args:
         z: representations (N, d).
         k: segment of each row, (N,) in 1..n.
-        edges: (n + 1,), from `even_edges` or `staged_edges`.
+        edges: (n + 1,), from `even_edges` or `staged_edges`, on the device of z.
         strategy: ``full`` (z itself, PDAE), ``hierarchical`` ([z_1 .. z_k, 0 .. 0]), ``hierarchical_detach`` (the same
             values, gradient only through z_k; Figure 4.9) or ``sequential`` ([0 .. 0, z_k, 0 .. 0]).
     Returns:
@@ -64,7 +64,6 @@ def mask(z: Tensor, k: Tensor, edges: Tensor, strategy: str) -> Tensor:
     """
     if strategy == "full":
         return z
-    edges = edges.to(z.device)
     position = torch.arange(z.shape[1], device=z.device)
     below = position < edges[k][:, None]
     own = below & (position >= edges[k - 1][:, None])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.models import blocks
+from diffsiam.models.fused import norm_silu
 from diffsiam.params import Unet
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' own names
@@ -35,30 +37,37 @@ class DiffusionModel(nn.Module):
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
+        self._down, self._up = blocks.adopt(unet.down_blocks), blocks.adopt(unet.mid_block, unet.up_blocks)
 
-    def train(self, mode: bool = True) -> DiffusionModel:
-        """Training mode of the dropouts, which is all that it changes here: diffusers' residual blocks leave
-        channels-last memory when told that they train."""
-        super().train(False)
+    def hold(self, dtype: torch.dtype) -> DiffusionModel:
+        """Keep the weights of convolutions and matrix products in ``dtype``: autocast would convert those of a frozen
+        network in every pass, to the same numbers."""
         for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.train(mode)
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)
         return self
 
     def trunk(self, x: Tensor, t: Tensor) -> Trunk:
         """Time embedding and down path."""
         time = self.unet.time_embedding(self.unet.time_proj(t - 1))
+        told = blocks.Conditioning(blocks.project(time, [block.time_emb_proj for block in self._down]))
         hidden = self.unet.conv_in(x)
         skips: tuple[Tensor, ...] = (hidden,)
         for block in self.unet.down_blocks:
-            hidden, more = block(hidden, time)
+            hidden, more = block(hidden, told)
             skips += more
         return Trunk(time, skips, hidden)
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Trunk, Tensor]:
+        """The trunk, and the noise predicted from it."""
+        trunk = self.trunk(x, t)
+        return trunk, self.predict_noise(x, t, trunk)
 
     def predict_noise(self, x: Tensor, t: Tensor, trunk: Trunk | None = None) -> Tensor:
         """eps_theta(x, t), float32; a ``trunk`` of the same (x, t) saves the way down."""
         trunk = trunk or self.trunk(x, t)
-        return up_path(self.unet, trunk, trunk.time)
+        told = blocks.Conditioning(blocks.project(trunk.time, [block.time_emb_proj for block in self._up]))
+        return up_path(self.unet, trunk, told)
 
     def predict_x0(self, x: Tensor, t: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         r"""u_theta(x, t): ``x0`` recovered at the noise level that ``signal`` = sqrt(\bar\alpha) and ``sigma`` =
@@ -98,6 +107,8 @@ class DiffusionModel(nn.Module):
         unet = model.unet.config
         if unet.class_embed_type or unet.num_class_embeds or unet.time_embedding_type != "positional":
             raise UserError(f"{folder / CONFIG}: class-conditional and Fourier-time networks are not supported.")
+        if unet.act_fn not in ("silu", "swish"):
+            raise UserError(f"{folder / CONFIG}: act_fn: met {unet.act_fn}, allowed: silu. Choose another model.")
         try:
             model.unet.load_state_dict(runtime.load_weights(folder / WEIGHTS))
         except RuntimeError as e:
@@ -115,17 +126,17 @@ class DiffusionModel(nn.Module):
         runtime.write_text(Path(folder) / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def up_path(unet: UNet2DModel, trunk: Trunk, conditioning: object) -> Tensor:
-    """Middle block, up path and output block of ``unet``, whose residual blocks get ``conditioning``; float32 out.
+def up_path(unet: UNet2DModel, trunk: Trunk, told: blocks.Conditioning) -> Tensor:
+    """Middle block, up path and output block of ``unet``, whose residual blocks are told ``told``; float32 out.
 
-    The one place that walks the way up: the frozen network passes its time embedding, the decoder passes time and z.
+    The one place that walks the way up: the frozen network's blocks are told the time, the decoder's time and z.
     """
-    skips, hidden = list(trunk.skips), unet.mid_block(trunk.hidden, conditioning)
+    skips, hidden = list(trunk.skips), unet.mid_block(trunk.hidden, told)
     for block in unet.up_blocks:
         count = len(block.resnets)
-        hidden = block(hidden, tuple(skips[-count:]), conditioning)
+        hidden = block(hidden, tuple(skips[-count:]), told)
         del skips[-count:]
-    return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden))).float()
+    return unet.conv_out(norm_silu(hidden, unet.conv_norm_out)).float()
 
 
 def timesteps_like(value: int, x: Tensor) -> Tensor:

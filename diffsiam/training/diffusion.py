@@ -16,6 +16,7 @@ from diffsiam.diffusion import pretrained, schedule
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Diffusion, Runtime
 from diffsiam.training import loop, record
+from diffsiam.training.inputs import Inputs
 from diffsiam.training.parallel import world
 
 
@@ -67,9 +68,9 @@ def pretrain(
     model = DiffusionModel.create(cfg.unet, images.shape[1])
     table = schedule.Schedule().to(device)
 
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-        g = runtime.generator(cfg.seed, "diffusion", step, device)
-        count, x0 = len(indices), pixels.to_float(images[indices[rows]].to(device))
+    def batch(inputs: Inputs) -> dict[str, Tensor]:
+        g, count, rows = inputs.generators["diffusion"], inputs.batch_size, inputs.rows
+        x0 = pixels.to_float(inputs.images())
         flip = torch.rand(count, generator=g, device=device)[rows] < cfg.flip
         x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
         t = torch.randint(1, schedule.TIMESTEPS + 1, (count,), generator=g, device=device)[rows]
@@ -81,7 +82,10 @@ def pretrain(
         batch_size=cfg.batch_size,
         seed=cfg.seed,
         optimizers=lambda module: [
-            loop.Scheduled(torch.optim.Adam(module.parameters(), fused=True), lambda step: cfg.learning_rate)
+            loop.Scheduled(
+                torch.optim.Adam(module.parameters(), fused=True, capturable=device.type == "cuda"),
+                lambda step: cfg.learning_rate,
+            )
         ],
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
@@ -89,11 +93,12 @@ def pretrain(
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        compile=rt.compile,
+        compile=runtime.use_compile(rt, device, cfg.steps),
+        graph=runtime.use_graph(rt, device),
         events=events if rt.tensorboard else None,
-        identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt),
+        identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt, device=device),
     )
-    task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, batch, len(images))
+    task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, images, batch, ["diffusion"])
     with world(device) as here:
         history, averaged = loop.train(task, plan, here)
         if here.first:

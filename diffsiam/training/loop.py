@@ -1,12 +1,12 @@
 """The one training loop: steps, averaging, records, checkpoints.
 
 Everything random in a step is drawn from generators named by (seed, purpose, step), so the whole state of a run is its
-weights, optimiser, averages, records and step number, and a stopped run resumes to the same bits.
+weights, optimiser, averages, records and step number, and a stopped run resumes to the same bits. The step itself is
+`diffsiam.training.step`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import signal
 import sys
@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffsiam import runtime
+from diffsiam.data.images import Images
 from diffsiam.errors import UserError
+from diffsiam.training.inputs import Inputs
 from diffsiam.training.parallel import World, synchronized
+from diffsiam.training.step import Average, Scheduled, Step
 
 STOPPED = 75  # exit status of a training that saved its state on a signal and wants to be started again (EX_TEMPFAIL)
 _RECORDS = 500  # rows of a history, at most: each is the mean over the steps since the last
@@ -38,9 +40,10 @@ class Task:
         name: for progress lines.
         module: the trainable part; called with a batch, returns scalar tensors by name, ``loss`` among them.
         averaged: parts of ``module`` whose exponential moving average is kept.
-        batch: (step, indices of the step's images, rows of them) to these rows of the batch; runs without gradient.
-            What it draws, it draws for the whole step.
-        size: number of training images.
+        images: that it is trained on.
+        batch: from a step's `Inputs` to its batch; runs without gradient. What it draws, it draws for the whole step.
+        purposes: names of the generators that ``batch`` draws from.
+        frozen: a network that ``batch`` runs, which `Plan.compile` compiles as well.
         snapshot: called with the step number after each of `Plan.snapshots`, on one process.
         warnings: name of a returned scalar to (limit, message), said when a record falls below the limit and not again
             while it stays there.
@@ -49,17 +52,12 @@ class Task:
     name: str
     module: nn.Module
     averaged: Mapping[str, nn.Module]
-    batch: Callable[[int, Tensor, slice], Any]
-    size: int
+    images: Images
+    batch: Callable[[Inputs], Any]
+    purposes: Sequence[str] = ()
+    frozen: nn.Module | None = None
     warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     snapshot: Callable[[int], None] = lambda step: None
-
-
-class Scheduled(NamedTuple):
-    """An optimiser and its learning rate by step."""
-
-    optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Plan:
         events: folder of TensorBoard events, None for none.
         optimizers: from the module, once it is on its device: the optimisers of its parts, each with its rate by step.
         identity: what the result depends on; a checkpoint made under another identity is refused.
+        graph: whether the step is captured as a CUDA graph; not among several processes, whose messages are not.
     """
 
     steps: int
@@ -84,48 +83,9 @@ class Plan:
     checkpoint_minutes: float
     identity: Mapping[str, Any]
     compile: bool = False
+    graph: bool = False
     snapshots: Sequence[int] = ()
     events: Path | None = None
-
-
-class Average:
-    """Exponential moving average of a module's weights with decay min(limit, (1 + step) / (10 + step)); batch-norm
-    statistics, which are averages already, are copied."""
-
-    def __init__(self, module: nn.Module, limit: float) -> None:
-        self.limit = limit
-        self.live = dict(module.state_dict(keep_vars=True))
-        self.state = {k: v.detach().clone() for k, v in self.live.items()}
-        self.names = [k for k, v in self.live.items() if isinstance(v, nn.Parameter)]
-        self.copied = [k for k in self.live if k not in set(self.names)]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after ``step`` (0-based)."""
-        decay = min(self.limit, (1 + step) / (10 + step))
-        own = [self.state[k] for k in self.names]
-        torch._foreach_lerp_(own, [self.live[k].detach() for k in self.names], 1 - decay)
-        for k in self.copied:
-            self.state[k].copy_(self.live[k])
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved state."""
-        for k, v in state.items():
-            self.state[k].copy_(v)
-
-
-def step_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Images of one step: consecutive pieces of an endless row of permutations, one per epoch."""
-    start, stop = step * batch_size, (step + 1) * batch_size
-    pieces = []
-    for epoch in range(start // size, (stop - 1) // size + 1):
-        pieces.append(_permutation(size, seed, epoch)[max(start - epoch * size, 0) : stop - epoch * size])
-    return np.concatenate(pieces)
-
-
-@functools.lru_cache(maxsize=2)  # a step seldom needs more than two, and three million images take long to shuffle
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return runtime.rng(seed, "order", epoch).permutation(size)
 
 
 def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
@@ -140,22 +100,36 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
     module = task.module.to(plan.device).to(memory_format=torch.channels_last).train()
     if here.size > 1:
         module = synchronized(module, plan.device)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizers = plan.optimizers(module)
-    averages = {name: Average(part, plan.ema_decay) for name, part in task.averaged.items()}
-    run = _Run(module, optimizers, averages, plan, here)
+    inputs = Inputs(
+        task.images,
+        plan.batch_size,
+        plan.seed,
+        plan.device,
+        rows=here.rows(plan.batch_size),
+        purposes=task.purposes,
+    )
+    averages = {name: Average(part) for name, part in task.averaged.items()}
+    step = Step(
+        module,
+        here.wrap(module),
+        task.batch,
+        inputs,
+        plan.optimizers(module),
+        averages,
+        ema_decay=plan.ema_decay,
+        grad_clip=plan.grad_clip,
+        dtype=plan.dtype,
+    )
+    run = _Run(step, plan, here)
     run.resume()
     every = max(1, plan.steps // _RECORDS)
-    if plan.compile:
-        module.compile()
+    _prepare(task, plan, step, here)
     write_events = _events(plan, here)
-    rows = here.rows(plan.batch_size)
     progress = runtime.Progress(plan.steps, task.name, "steps", start=run.step, quiet=not here.first)
     saved, record_began, timed_from = time.monotonic(), time.monotonic(), run.counted  # of the record under way
     with _stop_requests() as requests:
         while run.step < plan.steps:
-            parts = _step(task, plan, run, parameters, rows)
-            run.add(parts)
+            run.advance()
             if here.first and run.step in plan.snapshots:
                 task.snapshot(run.step)
             if run.step % every == 0 or run.step == plan.steps:
@@ -165,9 +139,11 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
                 write_events(row)
                 _guard(task, plan, run.history, here)
                 progress.update(run.step - progress.done, f"loss {row['loss']:.4f}")
+            if run.step % here.meet_every and run.step < plan.steps:
+                continue
             stop, due = here.any(bool(requests), time.monotonic() - saved > 60 * plan.checkpoint_minutes)
             if stop or due:
-                if not all(bool(p.isfinite().all()) for p in parameters):  # the last record may be older than that
+                if not all(bool(p.isfinite().all()) for p in step.parameters):  # the last record may be older than that
                     raise _diverged(task, plan, f"a weight is not finite at step {run.step}")
                 run.save()
                 saved = time.monotonic()
@@ -181,30 +157,20 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
                     )
                 raise SystemExit(STOPPED)
     progress.close()
-    return run.history, {name: average.state for name, average in averages.items()}
+    return run.history, {name: average.state() for name, average in averages.items()}
 
 
-def _step(task: Task, plan: Plan, run: _Run, parameters: list[nn.Parameter], rows: slice) -> dict[str, Tensor]:
-    step = run.step
-    for optimizer, rate in run.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-    indices = torch.from_numpy(step_indices(task.size, plan.batch_size, plan.seed, step))
-    torch.manual_seed(runtime.derive_seed(plan.seed, "dropout", f"{step}/{rows.start}"))
-    with torch.autocast(plan.device.type, plan.dtype, enabled=plan.dtype != torch.float32):
-        with torch.no_grad():
-            batch = task.batch(step, indices, rows)
-        parts = run.forward(batch)
-    parts["loss"].backward()
-    if plan.grad_clip is not None:
-        parts["grad_norm"] = nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
-    for optimizer, _ in run.optimizers:
-        optimizer.step()
-    for average in run.averages.values():
-        average.update(step)
-    run.step += 1
-    return parts
+def _prepare(task: Task, plan: Plan, step: Step, here: World) -> None:
+    """Compile and capture, where the plan says so, before the first step."""
+    if plan.compile:
+        step.module.compile()
+        if task.frozen is not None:
+            task.frozen.compile()
+    if plan.graph and here.size == 1:
+        began = time.monotonic()
+        step.capture()
+        if plan.compile:
+            print(f"{task.name}: compiled and captured in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def _events(plan: Plan, here: World) -> Callable[[dict[str, float]], None]:
@@ -243,39 +209,32 @@ def _diverged(task: Task, plan: Plan, what: str) -> UserError:
 class _Run:
     """The state of a run, and its way to disk and back."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizers: list[Scheduled],
-        averages: dict[str, Average],
-        plan: Plan,
-        here: World,
-    ) -> None:
-        self.module, self.optimizers, self.averages, self.plan, self.here = module, optimizers, averages, plan, here
-        self.forward = here.wrap(module)
+    def __init__(self, step: Step, plan: Plan, here: World) -> None:
+        self.it, self.plan, self.here = step, plan, here
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.sums: dict[str, Tensor] = {}
-        self.counted = 0
+        self.counted = 0  # steps of the record under way
 
-    def add(self, parts: dict[str, Tensor]) -> None:
-        """Add one step to the record under way; stays on the device, so that steps do not wait for each other."""
-        for name, value in parts.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def advance(self) -> None:
+        """Take the next step; on a GPU it has not ended when this returns, so steps do not wait for each other."""
+        self.it.load(self.step)
+        self.it.take()
+        self.step += 1
         self.counted += 1
 
     def record(self, rate: float) -> dict[str, float]:
         """Close the record under way."""
         row = {
             "step": self.step,
-            "learning_rate": self.optimizers[0].rate(self.step - 1),
+            "learning_rate": self.it.optimizers[0].rate(self.step - 1),
             "images_per_second": rate,
         }
-        means = self.here.mean(torch.stack(list(self.sums.values())) / self.counted)
-        row |= dict(zip(self.sums, means.tolist(), strict=True))
+        assert self.it.sums is not None
+        means = self.here.mean(self.it.sums / self.counted)
+        row |= dict(zip(self.it.names, means.tolist(), strict=True))
         self.history.append(row)
-        self.sums, self.counted = {}, 0
+        self.it.sums.zero_()
+        self.counted = 0
         return row
 
     def save(self) -> None:
@@ -285,11 +244,12 @@ class _Run:
         state = {
             "identity": _flatten(self.plan.identity),
             "step": self.step,
-            "module": self.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
-            "averages": {name: average.state for name, average in self.averages.items()},
+            "module": self.it.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.it.optimizers],
+            "averages": {name: average.own for name, average in self.it.averages.items()},
             "history": self.history,
-            "sums": self.sums,
+            "sums": self.it.sums,
+            "names": self.it.names,
             "counted": self.counted,
         }
         try:
@@ -320,13 +280,13 @@ class _Run:
                 f"{path}: this checkpoint belongs to a run with other parameters:\n  " + "\n  ".join(lines) + "\n"
                 "Delete it to start over, or restore those values to go on from it."
             )
-        self.module.load_state_dict(state["module"])
-        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+        self.it.module.load_state_dict(state["module"])
+        for (optimizer, _), saved in zip(self.it.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for name, average in self.averages.items():
+        for name, average in self.it.averages.items():
             average.load(state["averages"][name])
-        self.step, self.history = state["step"], state["history"]
-        self.sums, self.counted = state["sums"], state["counted"]
+        self.step, self.history, self.counted = state["step"], state["history"], state["counted"]
+        self.it.sums, self.it.names = state["sums"], tuple(state["names"])
         if self.here.first:
             print(f"resuming from {path} at step {self.step}", file=sys.stderr)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffsiam import runtime
-from diffsiam.params import Runtime
+from diffsiam.params import COMPUTE, Runtime
 from diffsiam.training import loop
 
+if TYPE_CHECKING:
+    import torch
 
-def identity(data: Path, *, rt: Runtime, **parts: Any) -> dict[str, Any]:
-    """What a training depends on: its parameters, the images and the arithmetic."""
-    names = ("device", "precision", "threads", "deterministic", "compile")
-    compute = {name: value for name, value in dataclasses.asdict(rt).items() if name in names}
+
+def identity(data: Path, *, rt: Runtime, device: torch.device, **parts: Any) -> dict[str, Any]:
+    """What a training depends on: its parameters, the images and the arithmetic. A captured step rounds differently
+    from an eager one, so ``graph`` says what is done on ``device``."""
+    compute = {name: value for name, value in dataclasses.asdict(rt).items() if name in COMPUTE}
+    compute["graph"] = runtime.use_graph(rt, device)
     checksums = runtime.read_json(data / "meta.json")["sha256"]
     return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}
 

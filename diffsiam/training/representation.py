@@ -22,6 +22,7 @@ from diffsiam.models.encoder import Encoder
 from diffsiam.models.simsiam import Heads, spread
 from diffsiam.params import Optimizer, Representation, Runtime
 from diffsiam.training import loop, methods, record
+from diffsiam.training.inputs import Inputs
 from diffsiam.training.parallel import World, world
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and not every method has a diffusion model
@@ -41,7 +42,8 @@ class Learner(nn.Module):
             from diffsiam.models.decoder import Decoder
 
             self.decoder = Decoder(dm.unet, cfg.dim)
-        self.edges = method_edges(method, cfg)
+        self.edges: Tensor
+        self.register_buffer("edges", method_edges(method, cfg), persistent=False)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss and its parts, weighted into ``loss`` (Eq. 3.12), and the collapse measures."""
@@ -114,8 +116,8 @@ def diffusion_batch(
     t, level, k = (value[rows] for value in draw_steps(method, cfg, count, g))
     noise = torch.randn((count, *x0.shape[1:]), generator=g, device=g.device)[rows]
     x = table.q_sample(x0, level, noise)
-    trunk = dm.trunk(x, t)
-    x0_hat = table.x0_from_noise(x, level, dm.predict_noise(x, t, trunk))
+    trunk, predicted = dm(x, t)
+    x0_hat = table.x0_from_noise(x, level, predicted)
     return {
         "k": k,
         "trunk": trunk,
@@ -168,7 +170,7 @@ def run(
         from diffsiam.models.unet import WEIGHTS, DiffusionModel
 
         dm, checksum = DiffusionModel.load(dm_folder), runtime.sha256(dm_folder / WEIGHTS)
-        dm.to(device).to(memory_format=torch.channels_last)
+        dm.to(device).to(memory_format=torch.channels_last).hold(runtime.compute_dtype(rt, device))
     torch.manual_seed(runtime.derive_seed(seed, "weights"))
     learner = Learner(method, cfg, images.shape[1], dm)
     plan = loop.Plan(
@@ -182,10 +184,13 @@ def run(
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        compile=rt.compile,
+        compile=runtime.use_compile(rt, device, cfg.steps),
+        graph=runtime.use_graph(rt, device),
         snapshots=methods.snapshot_steps(cfg.steps, cfg.snapshots) if method.trained else (),
         events=events if rt.tensorboard else None,
-        identity=record.identity(data, representation=used, rt=rt, method=name, seed=seed, diffusion_model=checksum),
+        identity=record.identity(
+            data, representation=used, rt=rt, device=device, method=name, seed=seed, diffusion_model=checksum
+        ),
     )
     with world(device) as here:
         history, means = fit(name, learner, images, dm, plan, here)
@@ -221,12 +226,14 @@ def fit(
     if learner.decoder is not None:
         averaged["decoder"] = learner.decoder
     warning = (cfg.collapse_below, "the representation is collapsing")
-    batch = make_batch(images, method, cfg, dm, plan.device, plan.seed)
+    batch = make_batch(method, cfg, dm, plan.device)
 
     def keep(step: int) -> None:
         runtime.save_weights(snapshot(plan, step), learner.encoder.state_dict())
 
-    return loop.train(loop.Task(name, learner, averaged, batch, len(images), {"spread": warning}, keep), plan, here)
+    purposes = ["view1", "view2"] * method.ssl + ["noise"] * method.diffusion
+    task = loop.Task(name, learner, averaged, images, batch, purposes, dm, {"spread": warning}, keep)
+    return loop.train(task, plan, here)
 
 
 def save(out: Path, learner: Learner, means: dict[str, dict[str, Tensor]]) -> None:
@@ -241,26 +248,20 @@ def save(out: Path, learner: Learner, means: dict[str, dict[str, Tensor]]) -> No
 
 
 def make_batch(
-    images: Images,
-    method: methods.Method,
-    cfg: Representation,
-    dm: DiffusionModel | None,
-    device: torch.device,
-    seed: int,
-) -> Callable[[int, Tensor, slice], dict[str, Any]]:
+    method: methods.Method, cfg: Representation, dm: DiffusionModel | None, device: torch.device
+) -> Callable[[Inputs], dict[str, Any]]:
     """The function that makes a step's batch: clean images, two views, and the frozen side of Eq. 3.11."""
     table = Schedule().to(device)
 
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Any]:
-        count, x0 = len(indices), pixels.to_float(images[indices[rows]].to(device))
+    def batch(inputs: Inputs) -> dict[str, Any]:
+        g, count, rows = inputs.generators, inputs.batch_size, inputs.rows
+        x0 = pixels.to_float(inputs.images())
         out: dict[str, Any] = {"x0": x0}
         if method.ssl:
-            for view in ("view1", "view2"):
-                g = runtime.generator(seed, view, step, device)
-                out[view] = augment.apply(x0, augment.part(augment.draw(count, x0.shape[-1], cfg.views, g), rows))
+            drawn = augment.draw(count, x0.shape[-1], cfg.views, g["view1"], g["view2"], rows=rows)
+            out["view1"], out["view2"] = augment.apply(x0, drawn).chunk(2)
         if dm is not None:
-            g = runtime.generator(seed, "noise", step, device)
-            out |= diffusion_batch(dm, table, method, cfg, x0, g, count, rows)
+            out |= diffusion_batch(dm, table, method, cfg, x0, g["noise"], count, rows)
         return out
 
     return batch
@@ -281,7 +282,9 @@ def make_optimizers(learner: nn.Module, cfg: Representation) -> list[loop.Schedu
 def make_optimizer(cfg: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """SGD or Adam."""
     if cfg.name == "adam":
-        return torch.optim.Adam(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        on_gpu = parameters[0].is_cuda  # a graph needs Adam's count of steps there
+        rate, decay = cfg.learning_rate, cfg.weight_decay
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True, capturable=on_gpu)
     return torch.optim.SGD(
         parameters, lr=cfg.learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
     )

@@ -10,7 +10,8 @@ from tiny_unets import STEPS, noisy_images, unet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffsiam.models.decoder import ConditionedResnet, Conditioning, Decoder
+from diffsiam.models import blocks
+from diffsiam.models.decoder import ConditionedResnet, Decoder
 from diffsiam.models.unet import DiffusionModel
 
 DIM, EMBEDDING = 12, 10
@@ -57,6 +58,7 @@ def test_conditioned_block_is_the_literal_formula(mode: str, widths: tuple[int, 
         in_channels=widths[0], out_channels=widths[1], temb_channels=EMBEDDING, groups=4, eps=1e-5,
         time_embedding_norm=mode, up=up,
     )  # fmt: skip
+    blocks.adopt(block)
     ours = ConditionedResnet(block)
     randomise(ours)
     x, time, z = rand(2, widths[0], 4, 4, seed=50), rand(2, EMBEDDING, seed=51), rand(2, EMBEDDING, seed=52)
@@ -87,7 +89,8 @@ def test_conditioned_block_is_the_literal_formula(mode: str, widths: tuple[int, 
     shortcut = enlarge(x)
     if widths[0] != widths[1]:
         shortcut = functional.conv2d(shortcut, w["block.conv_shortcut.weight"], w["block.conv_shortcut.bias"])
-    assert torch.allclose(ours(x, Conditioning(time, z)), shortcut + h, atol=1e-4)
+    told = blocks.Conditioning(blocks.project(time, [block.time_emb_proj]), blocks.project(z, [ours.z_proj]))
+    assert torch.allclose(ours(x, told), shortcut + h, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import resource
@@ -23,12 +24,15 @@ from torch import Tensor, nn
 from diffsiam import runtime
 from diffsiam.errors import UserError
 from diffsiam.training import loop
+from diffsiam.training.inputs import Inputs, step_indices
 from diffsiam.training.parallel import World
+from diffsiam.training.step import Average, averaging_decay
 
 ALONE = World(0, 1, torch.device("cpu"))
 SIZE, BATCH, STEPS = 10, 4, 12
 TABLE = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(0))
 TARGET = TABLE @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+ITEMS = torch.cat([TABLE, TARGET[:, None]], dim=1)  # what stands for images here
 
 
 class Regression(nn.Module):
@@ -48,8 +52,8 @@ def fresh() -> Regression:
     return Regression()
 
 
-def take(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-    return {"x": TABLE[indices[rows]], "y": TARGET[indices[rows]]}
+def take(inputs: Inputs) -> dict[str, Tensor]:
+    return {"x": inputs.images()[:, :3], "y": inputs.images()[:, 3]}
 
 
 def cosine(step: int) -> float:
@@ -93,8 +97,8 @@ def plan_of(tmp_path: Path, **changes: Any) -> loop.Plan:
     return dataclasses.replace(plan, **changes)
 
 
-def task_of(module: nn.Module, batch: Callable[[int, Tensor, slice], Any] = take, **changes: Any) -> loop.Task:
-    return loop.Task("toy", module, {"net": module.net}, batch, SIZE, **changes)  # type: ignore[dict-item]
+def task_of(module: nn.Module, batch: Callable[[Inputs], Any] = take, **changes: Any) -> loop.Task:
+    return loop.Task("toy", module, {"net": module.net}, ITEMS, batch, **changes)  # type: ignore[dict-item]
 
 
 # ------------------------------------------------------------------------------------------------- trajectories
@@ -160,17 +164,18 @@ def test_trajectory_history_and_averages_are_the_plain_loops(kind: str, clip: fl
 def test_averaging_decay_rises_from_a_tenth_to_its_limit() -> None:
     """min(limit, (1 + step) / (10 + step)): literal, for weights that jump."""
     layer = nn.Linear(1, 1)
-    average = loop.Average(layer, 0.8)
+    average = Average(layer)
     expected = layer.weight.item()
     for step in range(60):
         with torch.no_grad():
             layer.weight.fill_(float(step % 7))
-        average.update(step)
+        average.update(torch.tensor(1 - averaging_decay(step, 0.8)))
         decay = min(0.8, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (step % 7)
-        assert average.state["weight"].item() == pytest.approx(expected, rel=1e-4)
-    assert (1 + 0) / (10 + 0) == 0.1
-    assert min(0.8, 60 / 69) == 0.8
+        assert average.state()["weight"].item() == pytest.approx(expected, rel=1e-4)
+    assert averaging_decay(0, 0.8) == 0.1
+    assert averaging_decay(60, 0.8) == 0.8
+    assert averaging_decay(980, 0.9999) == 981 / 990
 
 
 def test_a_record_is_the_mean_over_the_steps_since_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,28 +191,29 @@ def test_a_record_is_the_mean_over_the_steps_since_the_last(tmp_path: Path, monk
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (10, 10), (10, 5), (3, 8), (7, 1)])
 def test_step_indices_take_every_image_once_per_epoch(size: int, batch_size: int) -> None:
     steps = 4 * size
-    taken = np.concatenate([loop.step_indices(size, batch_size, 0, step) for step in range(steps)])
+    taken = np.concatenate([step_indices(size, batch_size, 0, step) for step in range(steps)])
     assert len(taken) == steps * batch_size
     epochs = taken.reshape(-1, size)
     assert len(epochs) == 4 * batch_size
     assert (np.sort(epochs, axis=1) == np.arange(size)).all()
     assert len({tuple(e) for e in epochs}) > 1
     for step in range(steps):
-        assert len(loop.step_indices(size, batch_size, 0, step)) == batch_size
+        assert len(step_indices(size, batch_size, 0, step)) == batch_size
 
 
 def test_another_seed_gives_another_order() -> None:
-    assert loop.step_indices(100, 50, 0, 0).tolist() != loop.step_indices(100, 50, 1, 0).tolist()
+    assert step_indices(100, 50, 0, 0).tolist() != step_indices(100, 50, 1, 0).tolist()
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume
-def at_step(stop: int, action: Callable[[], None]) -> Callable[[int, Tensor, slice], dict[str, Tensor]]:
-    """The batch function, which does ``action`` when step ``stop`` begins."""
+def at_step(stop: int, action: Callable[[], None]) -> Callable[[Inputs], dict[str, Tensor]]:
+    """The batch function of a run from its start, which does ``action`` in step ``stop``."""
+    steps = itertools.count()
 
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-        if step == stop:
+    def batch(inputs: Inputs) -> dict[str, Tensor]:
+        if next(steps) == stop:
             action()
-        return take(step, indices, rows)
+        return take(inputs)
 
     return batch
 
@@ -276,7 +282,7 @@ import pandas  # here, and not in every process anew
 import tiny
 import torch
 from diffsiam import params, runtime
-from diffsiam.training import loop, representation
+from diffsiam.training import inputs, representation
 
 top = Path(sys.argv[1])
 data, dm = tiny.data(top / "data"), tiny.saved_diffusion_model(top / "dm")
@@ -301,7 +307,7 @@ def in_a_process_of_its_own(action):
 
 
 def killed_at(out, step, while_saving):
-    steps, save = loop.step_indices, torch.save
+    steps, save = inputs.step_indices, torch.save
 
     def die_at_step(size, batch_size, seed, at):
         if at == step and not while_saving:
@@ -314,7 +320,7 @@ def killed_at(out, step, while_saving):
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.step_indices, torch.save = die_at_step, die_while_saving
+    inputs.step_indices, torch.save = die_at_step, die_while_saving
     train(out)
 
 
@@ -380,12 +386,13 @@ def test_an_unreadable_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
         loop.train(task_of(fresh()), plan, ALONE)
 
 
-def with_nan(first: int) -> Callable[[int, Tensor, slice], dict[str, Tensor]]:
-    """Batches whose targets are not finite from step ``first`` on."""
+def with_nan(first: int) -> Callable[[Inputs], dict[str, Tensor]]:
+    """Batches of a run from its start whose targets are not finite from step ``first`` on."""
+    steps = itertools.count()
 
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-        out = take(step, indices, rows)
-        return {**out, "y": out["y"] * math.nan} if step >= first else out
+    def batch(inputs: Inputs) -> dict[str, Tensor]:
+        out = take(inputs)
+        return {**out, "y": out["y"] * math.nan} if next(steps) >= first else out
 
     return batch
 
@@ -421,10 +428,10 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
         def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return {**super().forward(batch), "spread": batch["spread"]}
 
-    spreads = [0.5, 0.5, 0.05, 0.04, 0.03, 0.5, 0.5, 0.02, 0.5, 0.5, 0.5, 0.5]
+    spreads = iter([0.5, 0.5, 0.05, 0.04, 0.03, 0.5, 0.5, 0.02, 0.5, 0.5, 0.5, 0.5])
 
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-        return {**take(step, indices, rows), "spread": torch.tensor(spreads[step])}
+    def batch(inputs: Inputs) -> dict[str, Tensor]:
+        return {**take(inputs), "spread": torch.tensor(next(spreads))}
 
     loop.train(
         task_of(Falling(), batch, warnings={"spread": (0.1, "the representation is collapsing")}),

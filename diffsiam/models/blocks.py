@@ -1,0 +1,116 @@
+"""diffusers' blocks as we run them: the same modules, weights and results, fewer and faster operations.
+
+`adopt` changes the classes of a network's residual blocks, upsamplings and attentions in place, so that names and
+shapes of its weights stay diffusers'. Residual blocks are handed their part of the embeddings, made for all of them by
+one matrix product (`project`); feature maps stay in channels-last memory; nothing is divided by 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffsiam.models.fused import norm_silu
+
+
+class Conditioning(NamedTuple):
+    """What the residual blocks of a network are told, one tensor for each in the order of `adopt`: projections of the
+    time embedding, (N, C) or (N, 2C), and of z, (N, 2C); z is None in the frozen network."""
+
+    time: Sequence[Tensor]
+    z: Sequence[Tensor] | None = None
+
+
+class ResidualBlock(ResnetBlock2D):
+    """A residual block, with a second adaptive group norm for z after the time one where z is given (PDAE).
+
+    With scale-shift time embedding ``h = (1+z_scale) * ((1+t_scale) * GN(h) + t_shift) + z_shift``; where the diffusion
+    model adds the time embedding before the norm (Ho et al.), ``h = (1+z_scale) * GN(h + t) + z_shift``.
+    """
+
+    place: int  # of this block among those of its network
+
+    def forward(self, x: Tensor, temb: Conditioning | Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'); the argument's name is the one that diffusers' containers use. Where the
+        network is called as diffusers', with a time embedding (N, E), so is this block."""
+        if isinstance(temb, Tensor):
+            return super().forward(x, temb)
+        hidden = norm_silu(x, self.norm1)
+        resample = self.upsample or self.downsample
+        if resample is not None:
+            x, hidden = resample(x), resample(hidden)
+        hidden = self.conv1(hidden)
+        time = temb.time[self.place]
+        pairs = [] if temb.z is None else [temb.z[self.place]]
+        added = time if self.time_embedding_norm == "default" else None
+        if added is None:
+            pairs.insert(0, time)
+        hidden = norm_silu(hidden, self.norm2, added=added, modulations=[pair.chunk(2, dim=1) for pair in pairs])
+        hidden = self.conv2(self.dropout(hidden))
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return _rescaled(shortcut + hidden, self.output_scale_factor)
+
+
+class NearestUpsample(Upsample2D):
+    """Repeats pixels, then convolves; diffusers' own leaves channels-last memory at batches of 64 and more."""
+
+    def forward(self, hidden_states: Tensor, output_size: None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C', 2H, 2W); sides that halve evenly on the way down need no ``output_size``."""
+        hidden = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
+        return self.conv(hidden) if self.use_conv else hidden
+
+
+class SelfAttention:
+    """An attention processor of diffusers that works on channels-last memory as it lies: a pixel is a row."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: object = None,  # the middle block passes it to all
+    ) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        x = hidden_states
+        hidden = x if attn.group_norm is None else norm_silu(x, attn.group_norm, silu=False)
+        rows = hidden.permute(0, 2, 3, 1).flatten(1, 2)  # (N, HW, C)
+        layers = (attn.to_q, attn.to_k, attn.to_v)
+        q, k, v = (layer(rows).unflatten(2, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attn.to_out[0](mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return _rescaled(out + x if attn.residual_connection else out, attn.rescale_output_factor)
+
+
+def _rescaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x / factor
+
+
+def adopt(*parts: nn.Module) -> list[ResidualBlock]:
+    """Let the blocks in ``parts`` run as above; the residual blocks, numbered in the order of their names."""
+    blocks: list[ResidualBlock] = []
+    for module in (m for part in parts for m in part.modules()):
+        if isinstance(module, ResnetBlock2D):
+            module.__class__ = ResidualBlock
+            module.place = len(blocks)
+            blocks.append(module)
+        elif isinstance(module, Upsample2D):
+            module.__class__ = NearestUpsample
+        elif isinstance(module, Attention):
+            module.set_processor(SelfAttention())
+    return blocks
+
+
+def project(embedding: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """Each of the ``layers`` on silu(embedding), (N, E), by one matrix product: (N, out) for each."""
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    widths = [layer.out_features for layer in layers]
+    return functional.linear(functional.silu(embedding), weight, bias).split(widths, dim=1)

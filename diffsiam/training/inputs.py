@@ -1,0 +1,103 @@
+"""What a training step is given: images and random numbers, in tensors and generators that stay in place.
+
+`Inputs.load` brings those of one step to the device without waiting for it; `Inputs.images` and `Inputs.generators` are
+what the step, captured or not, reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsiam import runtime
+from diffsiam.data.images import Images
+
+_RESIDENT = 0.25  # of a GPU's free memory: images that take less live there
+
+
+def step_indices(size: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Images of one step: consecutive pieces of an endless row of permutations, one per epoch."""
+    start, stop = step * batch_size, (step + 1) * batch_size
+    pieces = []
+    for epoch in range(start // size, (stop - 1) // size + 1):
+        pieces.append(_permutation(size, seed, epoch)[max(start - epoch * size, 0) : stop - epoch * size])
+    return np.concatenate(pieces)
+
+
+@functools.lru_cache(maxsize=2)  # a step seldom needs more than two, and three million images take long to shuffle
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return runtime.rng(seed, "order", epoch).permutation(size)
+
+
+class Inputs:
+    """Images and generators of each step of a run.
+
+    Args:
+        images: all of them; those that fit are kept on the device, others are read a step ahead by a thread.
+        rows: of each batch of ``batch_size``, those that this process trains on.
+        purposes: names of the generators; each is seeded anew for every step, by (seed, purpose, step).
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        rows: slice = slice(None),
+        purposes: Sequence[str] = (),
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.device, self.rows = len(images), batch_size, seed, device, rows
+        self.generators = {purpose: torch.Generator(device) for purpose in purposes}
+        self._all = images
+        self._indices: Tensor | None = None
+        self._buffer: Tensor | None = None
+        if isinstance(images, Tensor) and (device.type == "cpu" or _fits(images, device)):
+            self._all = images.to(device)
+            self._indices = torch.zeros(len(range(batch_size)[rows]), dtype=torch.int64, device=device)
+        else:
+            self._ahead = ThreadPoolExecutor(1)
+            self._next: tuple[int, Future[Tensor]] | None = None
+
+    def load(self, step: int) -> None:
+        """Bring the images of ``step`` (0-based) to where `images` finds them, and seed its generators."""
+        for purpose, generator in self.generators.items():
+            generator.manual_seed(runtime.derive_seed(self.seed, purpose, step))
+        if self._indices is not None:
+            self._indices.copy_(self._pinned(self._chosen(step)), non_blocking=True)
+            return
+        read = self._next[1] if self._next and self._next[0] == step else self._ahead.submit(self._read, step)
+        self._next = step + 1, self._ahead.submit(self._read, step + 1)
+        pixels = read.result()
+        if self._buffer is None:
+            self._buffer = torch.empty_like(pixels, device=self.device)
+        self._buffer.copy_(pixels, non_blocking=True)
+
+    def images(self) -> Tensor:
+        """The images of the step that was loaded, on the device; uint8, (N, H, W, C)."""
+        if self._indices is None:
+            assert self._buffer is not None
+            return self._buffer
+        assert isinstance(self._all, Tensor)
+        return self._all.index_select(0, self._indices)
+
+    def _chosen(self, step: int) -> Tensor:
+        return torch.from_numpy(step_indices(self.size, self.batch_size, self.seed, step)[self.rows])
+
+    def _read(self, step: int) -> Tensor:
+        return self._pinned(self._all[self._chosen(step)])
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """In memory that a GPU copies from without stopping the host."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < _RESIDENT * free

@@ -1,0 +1,143 @@
+"""One training step, a function of tensors that stay in place: run as it is, or captured as a CUDA graph.
+
+What changes from step to step (images, seeds, learning rates, decays) is brought there by `Step.load`; what the step
+leaves (weights, optimisers' states, averages, sums for the record) stays where it is. Nothing in it waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffsiam import graph, runtime
+from diffsiam.training.inputs import Inputs
+
+
+class Scheduled(NamedTuple):
+    """An optimiser and its learning rate by step."""
+
+    optimizer: torch.optim.Optimizer
+    rate: Callable[[int], float]
+
+
+def averaging_decay(step: int, limit: float) -> float:
+    """min(limit, (1 + step) / (10 + step)) for the 0-based ``step``."""
+    return min(limit, (1 + step) / (10 + step))
+
+
+class Average:
+    """Exponential moving average of a module's weights; batch-norm statistics, which are averages already, are the
+    module's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        parameters = dict(module.named_parameters())
+        self.live = [p.detach() for p in parameters.values()]
+        self.own = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, weight: Tensor) -> None:
+        """Take in the weights of now: average += weight * (weights - average), ``weight`` a scalar, 1 - decay."""
+        own = list(self.own.values())
+        change = torch._foreach_sub(self.live, own)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(own, change)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the module's state_dict has, averaged."""
+        return {**{name: value.detach().clone() for name, value in self.module.state_dict().items()}, **self.own}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved ``own``."""
+        for name, value in self.own.items():
+            value.copy_(state[name])
+
+
+class Step:
+    """Forward and backward pass, optimisers, averages, sums.
+
+    Args:
+        forward: from a batch to scalar tensors by name, ``loss`` among them.
+        batch: from the images of `Inputs` and its generators to a batch; runs without gradient.
+        averages: by name.
+        dtype: of autocast; float32 for none.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Callable[[Any], dict[str, Tensor]],
+        batch: Callable[[Inputs], Any],
+        inputs: Inputs,
+        optimizers: Sequence[Scheduled],
+        averages: Mapping[str, Average],
+        *,
+        ema_decay: float,
+        grad_clip: float | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.module, self.forward, self.batch, self.inputs = module, forward, batch, inputs
+        self.optimizers, self.averages = optimizers, averages
+        self.ema_decay, self.grad_clip, self.dtype = ema_decay, grad_clip, dtype
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        device = inputs.device
+        self.rates = [torch.zeros((), device=device) for _ in optimizers]
+        self.weight = torch.zeros((), device=device)  # of the newest weights in the averages
+        self.names: tuple[str, ...] = ()
+        self.sums: Tensor | None = None  # of the named scalars since the last record, float64
+        self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
+        self.take: Callable[[], None] = self.run
+
+    def load(self, step: int) -> None:
+        """Bring what belongs to ``step`` (0-based) to its place; waits for nothing but images that are not read yet."""
+        self.inputs.load(step)
+        for rate, scheduled in zip(self.rates, self.optimizers, strict=True):
+            rate.fill_(scheduled.rate(step))
+            for group in scheduled.optimizer.param_groups:
+                group["lr"] = rate
+        self.weight.fill_(1 - averaging_decay(step, self.ema_decay))
+        if self.has_dropout:
+            torch.manual_seed(runtime.derive_seed(self.inputs.seed, "dropout", f"{step}/{self.inputs.rows.start}"))
+
+    def run(self) -> None:
+        """The step on what was loaded."""
+        for optimizer, _ in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with torch.no_grad():
+                batch = self.batch(self.inputs)
+            parts = self.forward(batch)
+        parts["loss"].backward()
+        if self.grad_clip is not None:
+            parts["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
+        for average in self.averages.values():
+            average.update(self.weight)
+        values = torch.stack([value.detach().double() for value in parts.values()])
+        if self.sums is None:
+            self.names, self.sums = tuple(parts), torch.zeros_like(values)
+        self.sums.add_(values)
+
+    def capture(self) -> None:
+        """Let `take` replay the step as a CUDA graph. It is warmed up and recorded on the state as it is, which is put
+        back: every step of a run, before a stop and after it, is a replay."""
+        before = {id(t): t.detach().clone() for t in self._state()}
+        self.load(0)
+        replay = graph.capture(self.run, list(self.inputs.generators.values()))
+        with torch.no_grad():
+            for tensor in self._state():  # what is not of before is an optimiser's, which begins with zeros, or a sum
+                tensor.copy_(before[id(tensor)]) if id(tensor) in before else tensor.zero_()
+        self.take = replay
+
+    def _state(self) -> list[Tensor]:
+        """All tensors that a step changes, but gradients."""
+        found = list(self.module.state_dict(keep_vars=True).values())
+        for average in self.averages.values():
+            found += average.own.values()
+        for optimizer, _ in self.optimizers:
+            found += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return found if self.sums is None else [*found, self.sums]
