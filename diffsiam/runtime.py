@@ -10,6 +10,7 @@ import ctypes
 import datetime
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -72,6 +73,11 @@ def select_device(runtime: Runtime) -> torch.device:
         )
     use_cuda = runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
+
+
+def runs_triton(x: torch.Tensor) -> bool:
+    """Whether Triton's kernels can work on ``x``; they belong to PyTorch's builds for CUDA on Linux."""
+    return x.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 def _keep_memory() -> None:

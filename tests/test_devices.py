@@ -23,6 +23,7 @@ from diffsiam.diffusion.schedule import Schedule
 from diffsiam.evaluation import features
 from diffsiam.models.encoder import Encoder
 from diffsiam.training import diffusion, representation
+from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
 from tests.generation import tiny_guided
 from tests.training import tiny
@@ -115,10 +116,9 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_float64(name: str, device: s
 
 def test_what_a_step_draws_lies_on_the_device(device: str) -> None:
     cfg, dm = tiny.section(params.Representation), tiny.diffusion_model().to(device)
-    images = torch.from_numpy(tiny.images())
-    make = representation.make_batch(images, METHODS["diffsiam_hier"], cfg, dm, torch.device(device), 0)
+    make = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device(device))
     with torch.no_grad():
-        batch, again = make(3, torch.arange(6), slice(None)), make(3, torch.arange(6), slice(None))
+        batch, again = make(tiny.given(3, 6, device=device)), make(tiny.given(3, 6, device=device))
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     assert len(tensors) > 5
     assert {value.device.type for value in tensors.values()} == {device}
@@ -166,19 +166,14 @@ def test_a_stopped_and_resumed_training_ends_with_the_bits_of_a_whole_one(
     for out in ("whole", "again"):
         train("diffsiam_hier", device, tmp_path / out, dm, data, precision=precision)
     with monkeypatch.context() as patch:
-        original = representation.make_batch
+        load = Inputs.load
 
-        def stopping(*args: Any) -> Any:
-            make = original(*args)
+        def stopping(self: Inputs, step: int) -> None:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            load(self, step)
 
-            def batch(step: int, *rest: Any) -> Any:
-                if step == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return make(step, *rest)
-
-            return batch
-
-        patch.setattr(representation, "make_batch", stopping)
+        patch.setattr(Inputs, "load", stopping)
         with pytest.raises(SystemExit):
             train("diffsiam_hier", device, tmp_path / "stopped", dm, data, precision=precision)
     train("diffsiam_hier", device, tmp_path / "stopped", dm, data, precision=precision)

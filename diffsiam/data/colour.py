@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffsiam import runtime
+
 try:
     import triton
     import triton.language as tl
@@ -29,7 +31,7 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor, grey: Tensor) -> Tensor:
     """
     if x.device.type == "cpu":
         x = _by_groups(x, factors, order)
-    elif triton is not None and x.is_cuda:
+    elif runtime.runs_triton(x):
         return _kernel(x, factors, order, grey)
     else:
         x = _by_rounds(x, factors, order)

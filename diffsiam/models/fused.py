@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffsiam import runtime
+
 try:
     import triton
     import triton.language as tl
@@ -41,7 +43,7 @@ def norm_silu(
     Returns:
         (N, C, H, W); in the precision of autocast where that is on and x is on a GPU, else in that of the operations.
     """
-    if triton is not None and x.is_cuda and not torch.compiler.is_compiling():
+    if runtime.runs_triton(x) and not torch.compiler.is_compiling():
         a, b = norm.weight[None].float(), norm.bias[None].float()
         for scale, shift in modulations:
             factor = 1 + scale.float()

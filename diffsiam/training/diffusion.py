@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -66,27 +67,11 @@ def pretrain(
     images = open_images(data / "images_train.npy", root)
     torch.manual_seed(runtime.derive_seed(cfg.seed, "weights"))
     model = DiffusionModel.create(cfg.unet, images.shape[1])
-    table = schedule.Schedule().to(device)
-
-    def batch(inputs: Inputs) -> dict[str, Tensor]:
-        g, count, rows = inputs.generators["diffusion"], inputs.batch_size, inputs.rows
-        x0 = pixels.to_float(inputs.images())
-        flip = torch.rand(count, generator=g, device=device)[rows] < cfg.flip
-        x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
-        t = torch.randint(1, schedule.TIMESTEPS + 1, (count,), generator=g, device=device)[rows]
-        noise = torch.randn((count, *x0.shape[1:]), generator=g, device=device)[rows]
-        return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}
-
     plan = loop.Plan(
         steps=cfg.steps,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
-        optimizers=lambda module: [
-            loop.Scheduled(
-                torch.optim.Adam(module.parameters(), fused=True, capturable=device.type == "cuda"),
-                lambda step: cfg.learning_rate,
-            )
-        ],
+        optimizers=lambda module: make_optimizers(module, cfg),
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
         device=device,
@@ -98,9 +83,34 @@ def pretrain(
         events=events if rt.tensorboard else None,
         identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt, device=device),
     )
-    task = loop.Task("diffusion model", NoisePrediction(model), {"model": model}, images, batch, ["diffusion"])
+    task = loop.Task(
+        "diffusion model", NoisePrediction(model), {"model": model}, images, make_batch(cfg, device), ["diffusion"]
+    )
     with world(device) as here:
         history, averaged = loop.train(task, plan, here)
         if here.first:
             model.save(out, averaged["model"])
             record.finish(out / "training.json", out / "history.csv", plan, history, began)
+
+
+def make_batch(cfg: Diffusion, device: torch.device) -> Callable[[Inputs], dict[str, Tensor]]:
+    """The function that makes a step's batch: images, mirrored or not, noised to steps drawn uniformly."""
+    table = schedule.Schedule().to(device)
+
+    def batch(inputs: Inputs) -> dict[str, Tensor]:
+        g, count, rows = inputs.generators["diffusion"], inputs.batch_size, inputs.rows
+        x0 = pixels.to_float(inputs.images())
+        flip = torch.rand(count, generator=g, device=device)[rows] < cfg.flip
+        x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
+        t = torch.randint(1, schedule.TIMESTEPS + 1, (count,), generator=g, device=device)[rows]
+        noise = torch.randn((count, *x0.shape[1:]), generator=g, device=device)[rows]
+        return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}
+
+    return batch
+
+
+def make_optimizers(module: nn.Module, cfg: Diffusion) -> list[loop.Scheduled]:
+    """Adam at a constant rate."""
+    parameters = list(module.parameters())
+    adam = torch.optim.Adam(parameters, fused=True, capturable=parameters[0].is_cuda)
+    return [loop.Scheduled(adam, lambda step: cfg.learning_rate)]

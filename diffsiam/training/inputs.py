@@ -54,7 +54,7 @@ class Inputs:
         purposes: Sequence[str] = (),
     ) -> None:
         self.size, self.batch_size, self.seed, self.device, self.rows = len(images), batch_size, seed, device, rows
-        self.generators = {purpose: torch.Generator(device) for purpose in purposes}
+        self.generators = {purpose: runtime.generator(seed, purpose, 0, device) for purpose in purposes}
         self._all = images
         self._indices: Tensor | None = None
         self._buffer: Tensor | None = None

@@ -24,7 +24,6 @@ from diffsiam.training.methods import METHODS
 
 WITH_DIFFUSION = [name for name, m in METHODS.items() if m.diffusion]
 DIFFSIAM = [name for name in WITH_DIFFUSION if name.startswith("diffsiam")]
-EVERYTHING = slice(None)
 ABAR = [1.0]
 for _t in range(1000):
     ABAR.append(ABAR[-1] * (1 - (1e-4 + (0.02 - 1e-4) * _t / 999)))
@@ -46,10 +45,9 @@ def make(name: str, cfg: Representation) -> tuple[representation.Learner, Diffus
 
 
 def batch_of(name: str, cfg: Representation, dm: DiffusionModel | None, count: int = 6) -> dict[str, Any]:
-    images = torch.from_numpy(tiny.images())
-    make_one = representation.make_batch(images, METHODS[name], cfg, dm, torch.device("cpu"), 0)
+    make_one = representation.make_batch(METHODS[name], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
-        return make_one(3, torch.arange(count), EVERYTHING)
+        return make_one(tiny.given(3, count))
 
 
 # ------------------------------------------------------------------------------------------------------- draws
@@ -220,12 +218,9 @@ def test_training_leaves_the_frozen_model_alone_and_moves_all_of_the_learner(nam
 
 def test_rows_of_a_batch_are_those_of_the_whole() -> None:
     cfg, dm = settings(), tiny.diffusion_model()
-    make_one = representation.make_batch(
-        torch.from_numpy(tiny.images()), METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"), 0
-    )
+    make_one = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
-        whole = make_one(3, torch.arange(6), EVERYTHING)
-        part = make_one(3, torch.arange(6), slice(2, 4))
+        whole, part = make_one(tiny.given(3, 6)), make_one(tiny.given(3, 6, rows=slice(2, 4)))
     assert torch.equal(part["k"], whole["k"][2:4])
     for key in ("x0", "view1", "view2", "x0_hat", "guidance", "weight"):
         assert torch.allclose(part[key], whole[key][2:4], atol=1e-4), key
@@ -233,11 +228,9 @@ def test_rows_of_a_batch_are_those_of_the_whole() -> None:
 
 def test_a_step_draws_anew_and_the_same_step_draws_the_same() -> None:
     cfg, dm = settings(), tiny.diffusion_model()
-    make_one = representation.make_batch(
-        torch.from_numpy(tiny.images()), METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"), 0
-    )
+    make_one = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
-        a, b, other = (make_one(step, torch.arange(6), EVERYTHING) for step in (3, 3, 4))
+        a, b, other = (make_one(tiny.given(step, 6)) for step in (3, 3, 4))
     for key in ("view1", "view2", "x0_hat"):
         assert torch.equal(a[key], b[key])
         assert not torch.equal(a[key], other[key])

@@ -12,6 +12,7 @@ import torch
 
 from diffsiam import params, runtime
 from diffsiam.models.unet import DiffusionModel
+from diffsiam.training.inputs import Inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 8
@@ -37,6 +38,19 @@ def section(cls: type, **changes: Any) -> Any:
 def images() -> np.ndarray:
     """Random pictures (20, 8, 8, 3), uint8."""
     return np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+PURPOSES = ("view1", "view2", "noise")
+
+
+def given(step: int, count: int, *, rows: slice = slice(None), device: str = "cpu") -> Inputs:
+    """Inputs of ``step`` whose images are the first ``count``, in their order, with generators of seed 0."""
+    chosen = torch.from_numpy(images()[:count])
+    inputs = Inputs(chosen, count, 0, torch.device(device), rows=rows, purposes=PURPOSES)
+    inputs.load(step)
+    assert inputs._indices is not None
+    inputs._indices.copy_(torch.arange(count)[rows])
+    return inputs
 
 
 def data(folder: Path) -> Path:
