@@ -1,0 +1,126 @@
+"""What is captured on a GPU gives what plain calls give there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffsiam import graph, params, runtime
+from diffsiam.data import augment, colour
+from diffsiam.models import fused
+from diffsiam.training import diffusion, representation
+from diffsiam.training.inputs import Inputs
+from diffsiam.training.methods import METHODS
+from tests.training import tiny
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: there are no graphs")
+GPU = torch.device("cuda")
+TRAINED = [name for name, method in METHODS.items() if method.trained]
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32() -> None:
+    runtime.select_device(tiny.section(params.Runtime, device="cuda"))
+
+
+def test_a_replay_draws_what_a_plain_call_draws_bit_for_bit() -> None:
+    images = torch.from_numpy(tiny.images())
+    purposes = ["view1", "view2", "noise"]
+    captured, plain = (Inputs(images, 8, 3, GPU, purposes=purposes) for _ in range(2))
+    views = tiny.section(params.Representation).views
+
+    def draws(inputs: Inputs) -> list[Tensor]:
+        drawn = augment.draw(8, tiny.SIDE, views, inputs.generators["view1"], inputs.generators["view2"])
+        g = inputs.generators["noise"]
+        noise = [torch.randn(8, 3, generator=g, device=GPU), torch.randint(1, 1000, (8,), generator=g, device=GPU)]
+        return [inputs.images(), *drawn[:5], *noise]
+
+    captured.load(0)
+    replay = graph.capture(lambda: draws(captured), list(captured.generators.values()))
+    for step in (0, 1, 7, 1):
+        captured.load(step)
+        plain.load(step)
+        got = [t.clone() for t in replay()]
+        assert all(torch.equal(a, b) for a, b in zip(got, draws(plain), strict=True)), step
+
+
+def history(train: Any, out: Path, graph: bool, top: Path) -> pd.DataFrame:
+    rt = tiny.section(params.Runtime, device="cuda", precision="fp32", graph=graph, deterministic=True)
+    train(rt, out, out.with_suffix(".pt"))
+    return pd.read_csv(out / "history.csv").drop(columns="images_per_second")
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_captured_training_follows_the_plain_one_to_rounding(name: str, clip: float | None, tmp_path: Path) -> None:
+    data, dm = tiny.data(tmp_path / "data"), tiny.saved_diffusion_model(tmp_path / "dm")
+    slow = {"name": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine"}
+    settings = {"optimizer": slow, "decoder_optimizer": slow, "diffusion_weight": 1.0, "encoder_width": 4}
+    cfg = tiny.section(params.Representation, grad_clip=clip, steps=12, **settings)
+
+    def train(rt: params.Runtime, out: Path, checkpoint: Path) -> None:
+        representation.run(name, cfg, rt, data, dm, out, checkpoint, seed=0)
+
+    replayed, eager = (history(train, tmp_path / str(graph), graph, tmp_path) for graph in (True, False))
+    pd.testing.assert_frame_equal(replayed, eager, rtol=1e-4, atol=1e-5)
+    record = runtime.read_json(tmp_path / "True" / "config.json")
+    assert record["params"]["runtime"]["graph"] is True
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_captured_pretraining_follows_the_plain_one_to_rounding(dropout: float, tmp_path: Path) -> None:
+    data = tiny.data(tmp_path / "data")
+    cfg = tiny.section(params.Diffusion, steps=12, unet={"dropout": dropout})
+
+    def train(rt: params.Runtime, out: Path, checkpoint: Path) -> None:
+        diffusion.run(cfg, rt, data, out, checkpoint, tmp_path)
+
+    replayed, eager = (history(train, tmp_path / str(graph), graph, tmp_path) for graph in (True, False))
+    pd.testing.assert_frame_equal(replayed, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 64, 100, 128])
+def test_the_colour_kernel_is_the_operations(side: int) -> None:
+    views = params.Views((0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 512)
+    drawn = augment.draw(32, side, views, runtime.generator(0, "view", 0, GPU))
+    x = torch.rand(32, 3, side, side, device=GPU, generator=runtime.generator(0, "x", 0, GPU))
+    rounds = colour._by_rounds(x, drawn.jitter, drawn.order)
+    expected = torch.where(drawn.grey.view(-1, 1, 1, 1), colour._grey(rounds), rounds)
+    assert torch.allclose(colour.jitter(x, drawn.jitter, drawn.order, drawn.grey), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "groups", "side"), [(128, 32, 32), (384, 32, 32), (512, 32, 4), (96, 8, 16), (192, 8, 8), (32, 8, 32)]
+)
+def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
+    channels: int, groups: int, side: int, dtype: torch.dtype
+) -> None:
+    g = runtime.generator(0, "norm", 0, GPU)
+    norm = nn.GroupNorm(groups, channels).to(GPU)
+    with torch.no_grad():
+        for p in norm.parameters():
+            p.add_(torch.randn(p.shape, generator=g, device=GPU))
+    x = 3 + torch.randn(4, channels, side, side, generator=g, device=GPU)
+    flat = [torch.randn(4, channels, generator=g, device=GPU) for _ in range(3)]
+    dy = torch.randn(x.shape, generator=g, device=GPU)
+    results = []
+    for kind in (dtype, torch.float64):
+        own = nn.GroupNorm(groups, channels).to(GPU, torch.float64 if kind == torch.float64 else torch.float32)
+        own.load_state_dict(norm.state_dict())
+        leaves = [t.detach().to(dtype).to(kind).requires_grad_() for t in (x, *flat)]
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == torch.float64:
+                patch.setattr(runtime, "runs_triton", lambda x: False)
+            y = fused.norm_silu(leaves[0], own, added=leaves[1], modulations=[(leaves[2], leaves[3])])
+        assert y.dtype == kind
+        y.backward(dy.to(dtype).to(kind))
+        results.append([y, *(t.grad for t in (*leaves, *own.parameters()))])
+    bound = 2e-5 if dtype == torch.float32 else 2e-2
+    for got, exact in zip(*results, strict=True):
+        assert float((got.double() - exact).norm() / exact.norm()) < bound

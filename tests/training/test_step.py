@@ -1,0 +1,159 @@
+"""A step on tensors that stay in place is the step that one writes by hand, over and over."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from diffsiam import params, runtime
+from diffsiam.data import augment
+from diffsiam.diffusion.schedule import Schedule
+from diffsiam.training import representation
+from diffsiam.training.inputs import Inputs
+from diffsiam.training.methods import METHODS
+from diffsiam.training.step import Average, Step
+
+TRAINED = [name for name, method in METHODS.items() if method.trained]
+COUNT, STEPS, EMA = 6, 3, 0.4
+
+
+def batches_of(name: str, cfg: params.Representation, dm: Any) -> list[dict[str, Any]]:
+    """A batch for each step, in float64."""
+    made = []
+    for step in range(STEPS):
+        x0 = torch.rand(COUNT, 3, tiny.SIDE, tiny.SIDE, generator=runtime.generator(1, "x", step), dtype=torch.float64)
+        x0 = 2 * x0 - 1
+        batch = {"x0": x0, "view1": x0.flip(3), "view2": x0.flip(2)}
+        g = runtime.generator(0, "noise", step)
+        made.append(batch | representation.diffusion_batch(dm, Schedule().double(), METHODS[name], cfg, x0, g))
+    return made
+
+
+def filled(into: Any, values: Any) -> None:
+    """Copy a batch into the places of another."""
+    if isinstance(into, Tensor):
+        into.copy_(values)
+    elif isinstance(into, dict):
+        for key, value in into.items():
+            filled(value, values[key])
+    else:
+        for a, b in zip(into, values, strict=True):
+            filled(a, b)
+
+
+def by_hand(
+    learner: representation.Learner, cfg: params.Representation, batches: list[dict[str, Any]], clip: float | None
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Averages and losses of the plain loop: its own batches, gradients and rates at every step."""
+    rate = [cfg.optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)) for step in range(STEPS)]
+    slower = [r * cfg.decoder_optimizer.learning_rate / cfg.optimizer.learning_rate for r in rate]
+    encoder = [p for name, p in learner.named_parameters() if not name.startswith("decoder.")]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(encoder, 1.0, 0.9, weight_decay=5e-4)]
+    if learner.decoder is not None:
+        optimizers.append(torch.optim.Adam(learner.decoder.parameters(), 1.0))
+    average = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    losses = []
+    for step, batch in enumerate(batches):
+        for optimizer, rates in zip(optimizers, (rate, slower), strict=False):
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = rates[step]
+        loss = learner(batch)["loss"]
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(learner.parameters(), clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        decay = min(EMA, (1 + step) / (10 + step))
+        for name, p in learner.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * p.detach()
+        losses.append(loss.item())
+    return average, losses
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_on_buffers_that_are_filled_anew_is_the_plain_step_in_float64(
+    name: str, clip: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    cfg, dm = tiny.section(params.Representation, encoder_width=2), tiny.diffusion_model().double()
+    torch.manual_seed(1)
+    learner = representation.Learner(METHODS[name], cfg, tiny.SIDE, dm).double().train()
+    if learner.decoder is not None:
+        nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
+    plain, batches = copy.deepcopy(learner), batches_of(name, cfg, dm)
+
+    static, average = copy.deepcopy(batches[-1]), Average(learner)
+    inputs = Inputs(torch.zeros(COUNT, 1, 1, 3, dtype=torch.uint8), COUNT, 0, torch.device("cpu"))
+    optimizers = representation.make_optimizers(learner, cfg)
+    step = Step(
+        learner, learner, lambda inputs: static, inputs, optimizers, {"all": average},
+        ema_decay=EMA, grad_clip=clip, dtype=torch.float32,
+    )  # fmt: skip
+    step.rates, step.weight = [rate.double() for rate in step.rates], step.weight.double()
+    losses = []
+    for i in range(STEPS):
+        filled(static, batches[i])
+        step.load(i)
+        step.run()
+        assert step.sums is not None
+        losses.append(step.sums[step.names.index("loss")].item() - sum(losses))
+
+    expected, plain_losses = by_hand(plain, cfg, batches, clip)
+    assert losses == pytest.approx(plain_losses, rel=1e-9)
+    assert len({round(loss, 6) for loss in losses}) == STEPS
+    for (key, p), (_, q) in zip(learner.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-9, atol=1e-10), key
+        assert torch.allclose(average.own[key], expected[key], rtol=1e-9, atol=1e-10), key
+    for (key, value), (_, other) in zip(learner.named_buffers(), plain.named_buffers(), strict=True):
+        assert torch.allclose(value.double(), other.double(), rtol=1e-9, atol=1e-10), key
+
+
+def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
+    inputs = Inputs(torch.from_numpy(tiny.images()), 4, 7, torch.device("cpu"), purposes=["view1"])
+    for step in (3, 0, 3):
+        inputs.load(step)
+        got = torch.rand(5, generator=inputs.generators["view1"])
+        assert torch.equal(got, torch.rand(5, generator=runtime.generator(7, "view1", step)))
+
+
+def test_images_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() -> None:
+    from diffsiam.training.inputs import step_indices
+
+    class Read:
+        """Images that are read when they are asked for."""
+
+        shape = tiny.images().shape
+
+        def __len__(self) -> int:
+            return tiny.IMAGES
+
+        def __getitem__(self, index: Tensor) -> Tensor:
+            return torch.from_numpy(tiny.images())[index]
+
+    rows = slice(1, 5)
+    both = [
+        Inputs(images, 6, 2, torch.device("cpu"), rows=rows)  # type: ignore[arg-type]
+        for images in (torch.from_numpy(tiny.images()), Read())
+    ]
+    for step in (0, 1, 2, 9, 3):  # one after the other, and after a resume
+        expected = tiny.images()[step_indices(tiny.IMAGES, 6, 2, step)[rows]]
+        for inputs in both:
+            inputs.load(step)
+            assert (inputs.images().numpy() == expected).all()
+
+
+def test_views_of_two_generators_are_those_of_each_one_after_the_other() -> None:
+    views = tiny.section(params.Representation).views
+    pair = augment.draw(5, 8, views, runtime.generator(0, "view1"), runtime.generator(0, "view2"))
+    for i, purpose in enumerate(("view1", "view2")):
+        alone = augment.draw(5, 8, views, runtime.generator(0, purpose))
+        for got, expected in zip(pair[:5], alone[:5], strict=True):
+            assert torch.equal(got[5 * i : 5 * i + 5], expected)
