@@ -62,6 +62,7 @@ def select_device(runtime: Runtime) -> torch.device:
 
     torch.set_num_threads(runtime.threads)
     torch.backends.cudnn.allow_tf32 = False  # convolutions would keep 10 bits of mantissa
+    torch.backends.cudnn.benchmark = not runtime.deterministic  # shapes stay: the fastest algorithm is worth a search
     _keep_memory()
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it

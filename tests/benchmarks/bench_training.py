@@ -27,8 +27,9 @@ from diffsiam import params, runtime
 from diffsiam.data import augment, pixels
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.models.unet import DiffusionModel
-from diffsiam.training import diffusion, loop, methods, representation
-from diffsiam.training.parallel import World
+from diffsiam.training import diffusion, methods, representation
+from diffsiam.training.inputs import Inputs
+from diffsiam.training.step import Average, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
@@ -54,25 +55,22 @@ class Setting:
         self, module: nn.Module, averaged: dict[str, nn.Module], batch: Callable, optimizers: Callable
     ) -> Callable:
         """One step of the training loop itself."""
-        plan = loop.Plan(
-            steps=10**6,
-            batch_size=self.batch_size,
-            seed=0,
-            optimizers=optimizers,
-            grad_clip=1.0,
-            ema_decay=0.9999,
-            device=self.device,
-            dtype=self.dtype,
-            checkpoint=Path("none"),
-            checkpoint_minutes=1e9,
-            identity={},
-        )
-        task = loop.Task("bench", module, averaged, batch, len(IMAGES))
         module.to(memory_format=torch.channels_last).train()
-        averages = {name: loop.Average(part, plan.ema_decay) for name, part in averaged.items()}
-        run = loop._Run(module, plan.optimizers(module), averages, plan, World(0, 1, plan.device))
-        parameters = list(module.parameters())
-        return lambda: loop._step(task, plan, run, parameters, slice(0, self.batch_size))
+        inputs = Inputs(
+            torch.from_numpy(IMAGES), self.batch_size, 0, self.device, purposes=["view1", "view2", "noise", "diffusion"]
+        )
+        averages = {name: Average(part) for name, part in averaged.items()}
+        step = Step(
+            module, module, batch, inputs, optimizers(module), averages,
+            ema_decay=0.9999, grad_clip=1.0, dtype=self.dtype,
+        )  # fmt: skip
+        number = itertools.count()
+
+        def one() -> None:
+            step.load(next(number))
+            step.run()
+
+        return one
 
 
 class PlainAverage:
@@ -136,19 +134,16 @@ def dm_step() -> list[dict[str, object]]:
     s = Setting()
     table, images = Schedule(), torch.from_numpy(IMAGES)
 
-    def noised(x0: Tensor, g: torch.Generator | None = None) -> dict[str, Tensor]:
-        t = torch.randint(1, TIMESTEPS + 1, (len(x0),), generator=g)
-        noise = torch.randn(x0.shape, generator=g)
+    def noised(x0: Tensor) -> dict[str, Tensor]:
+        t = torch.randint(1, TIMESTEPS + 1, (len(x0),))
+        noise = torch.randn(x0.shape)
         return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}
-
-    def batch(step: int, indices: Tensor, rows: slice) -> dict[str, Tensor]:
-        return noised(pixels.to_float(images[indices[rows]]), runtime.generator(0, "bench", step))
 
     ours = s.ours(
         diffusion.NoisePrediction(s.dm),
         {"model": s.dm},
-        batch,
-        lambda m: [loop.Scheduled(torch.optim.Adam(m.parameters(), fused=True), lambda step: 2e-4)],
+        diffusion.make_batch(s.diffusion, s.device),
+        lambda m: diffusion.make_optimizers(m, s.diffusion),
     )
     plain = DiffusionModel.create(s.diffusion.unet, 32).unet.train()
     optimizer, average = torch.optim.Adam(plain.parameters(), lr=2e-4), PlainAverage(plain)
@@ -188,8 +183,8 @@ def _representation_step(name: str) -> tuple[Callable, Callable, Setting]:
     plain = representation.Learner(method, s.representation, 32, dm)
     plain_dm = DiffusionModel.create(s.diffusion.unet, 32).eval().requires_grad_(False)
     averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder else {})
-    batch = representation.make_batch(images, method, s.representation, dm, s.device, 0)
-    s.dm.to(memory_format=torch.channels_last)
+    batch = representation.make_batch(method, s.representation, dm, s.device)
+    s.dm.to(memory_format=torch.channels_last).hold(s.dtype)
     cfg = dataclasses.replace(s.representation, steps=10**6)
     ours = s.ours(learner, averaged, batch, lambda m: representation.make_optimizers(m, cfg))
 
@@ -229,8 +224,7 @@ def simsiam_step() -> list[dict[str, object]]:
     views = s.representation.views
 
     def view_pair() -> None:
-        for k in range(2):
-            augment.apply(x, augment.draw(len(x), 32, views, runtime.generator(0, "bench", k)))
+        augment.apply(x, augment.draw(len(x), 32, views, *(runtime.generator(0, "bench", k) for k in range(2))))
 
     view_seconds, _ = alternate(view_pair, lambda: None)
     return [
@@ -256,24 +250,31 @@ def step_overhead() -> list[dict[str, object]]:
     method = methods.METHODS["diffsiam_hier"]
     dm = s.dm.eval().requires_grad_(False)
     learner = representation.Learner(method, s.representation, 32, dm).to(memory_format=torch.channels_last).train()
-    batch = representation.make_batch(torch.from_numpy(IMAGES), method, s.representation, dm, s.device, 0)
-    with torch.no_grad():
-        b = batch(0, s.indices, slice(None))
+    inputs = Inputs(torch.from_numpy(IMAGES), s.batch_size, 0, s.device, purposes=["view1", "view2", "noise"])
+    inputs.load(0)
+    with torch.no_grad(), torch.autocast(s.device.type, s.dtype, enabled=s.dtype != torch.float32):
+        b = representation.make_batch(method, s.representation, dm, s.device)(inputs)
     assert learner.decoder is not None
     z = torch.randn(s.batch_size, s.representation.dim)
     table = Schedule()
 
+    autocast = torch.autocast(s.device.type, s.dtype, enabled=s.dtype != torch.float32)
+
     def frozen() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), autocast:
             g = runtime.generator(0, "bench")
             representation.diffusion_batch(dm, table, method, s.representation, b["x0"], g)
 
     def decoder() -> None:
-        learner.decoder(z, b["trunk"]).square().mean().backward()
+        with autocast:
+            loss = learner.decoder(z, b["trunk"]).square().mean()
+        loss.backward()
 
     def encoders() -> None:
         for key in ("x0", "view1", "view2"):
-            learner.encoder(b[key]).square().mean().backward()
+            with autocast:
+                loss = learner.encoder(b[key]).square().mean()
+            loss.backward()
 
     def parts() -> None:
         frozen(), decoder(), encoders()
