@@ -218,6 +218,12 @@ def test_missing_and_damaged_weights_are_named(damage: str, tmp_path: Path) -> N
 
 
 # -------------------------------------------------------------------------------------------------- provenance
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    """Trainings run without Snakemake and DVC, and end with a record."""
+    assert runtime._version("torch") == torch.__version__.split("+")[0]
+    assert runtime._version("no-such-package") is None
+
+
 def test_provenance_names_versions_commit_and_date_and_is_json() -> None:
     record = json.loads(json.dumps(runtime.provenance()))
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]

@@ -68,7 +68,7 @@ class NearestUpsample(Upsample2D):
 
 
 class SelfAttention:
-    """An attention processor of diffusers that works on channels-last memory as it lies: a pixel is a row."""
+    """An attention processor of diffusers to which a pixel is a row, as it lies in channels-last memory."""
 
     def __call__(
         self,
@@ -86,6 +86,8 @@ class SelfAttention:
         q, k, v = (layer(rows).unflatten(2, (attn.heads, -1)).transpose(1, 2) for layer in layers)
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = attn.to_out[0](mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous()  # what follows keeps the layout that it was given
         return _rescaled(out + x if attn.residual_connection else out, attn.rescale_output_factor)
 
 

@@ -43,7 +43,7 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
     made: dict[str, None] = {}  # a set that keeps the order
     for record, history in trainings:
         collected = record["collected"]
-        versions = ", ".join(f"{name} {version}" for name, version in collected["versions"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in collected["versions"].items() if version)
         where = ", ".join([collected["machine"], *collected["gpus"]])
         how = f"; computed on {record['device']} in {record['precision']}" if "device" in record else ""
         line = f"- {where}{how}; commit {collected['commit'] or 'unknown'}; Python {collected['python']}, {versions}"
