@@ -240,7 +240,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: a training without Snakemake shall not fail at its end for want of its version."""
+    """None where it is not installed: a training without Snakemake shall not fail at its end for that."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

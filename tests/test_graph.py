@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from diffsiam import graph, params, runtime
 from diffsiam.data import augment, colour
+from diffsiam.generation import measure
 from diffsiam.models import fused
 from diffsiam.training import diffusion, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
+from tests.generation import tiny_guided
 from tests.training import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: there are no graphs")
@@ -124,3 +126,25 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
     bound = 2e-5 if dtype == torch.float32 else 2e-2
     for got, exact in zip(*results, strict=True):
         assert float((got.double() - exact).norm() / exact.norm()) < bound
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+def test_sampling_and_inversion_by_replays_are_the_plain_ones(solver: str) -> None:
+    x0 = tiny_guided.images(9)  # a batch of seven and one of two
+    plain, captured = (tiny_guided.model(device="cuda", captured=c, solver=solver) for c in (False, True))
+    z, x_T = plain.latents(x0)
+    again, replayed_T = captured.latents(x0)
+    assert torch.allclose(again, z, atol=1e-6)
+    assert torch.allclose(replayed_T, x_T, rtol=1e-4, atol=1e-4)
+    for given in (z, None):
+        assert torch.allclose(captured.sample(x_T, given), plain.sample(x_T, given), rtol=1e-4, atol=1e-4)
+    assert len(captured._evaluate._captured) == 4  # two sizes, with z and without
+
+
+def test_a_captured_classifier_is_the_plain_one() -> None:
+    images = torch.from_numpy(tiny.images())
+    labels = (images.float().mean(dim=(1, 2))[:, :2] > 127).numpy().astype("uint8")
+    cfg = params.PixelClassifier(2, 30, 8, 0.01, 0)
+    nets = [measure.train(images, labels, cfg, GPU, captured=captured) for captured in (False, True)]
+    plain, replayed = (net.probabilities(images, GPU) for net in nets)
+    assert torch.allclose(replayed, plain, atol=1e-3)

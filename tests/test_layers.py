@@ -12,7 +12,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"errors"},
     {"schema"},
     {"params", "digest"},
-    {"runtime"},
+    {"runtime", "graph"},
     {"data", "records", "cluster"},
     {"models"},
     {"diffusion"},

@@ -7,7 +7,6 @@ in 1..T to (N, 3, H, W). Level 0 is the image itself; there the model is asked a
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def step(
         x0 = x0.clamp(-1, 1)
     if to == 0:
         return x0, None
-    width = _half_log_snr(table, to) - _half_log_snr(table, t)
+    width = table.half_log_snr(to) - table.half_log_snr(t)
     estimate = x0 if before is None else x0 + (x0 - before.x0) * (width / (2 * before.width))
     noise = table.noise_from_x0(x, level, estimate)
     return table.q_sample(estimate, timesteps_like(to, x), noise), Memory(x0, width)
@@ -92,8 +91,3 @@ def noise_like(x: Tensor, seed: int, purpose: str, items: Sequence[int]) -> Tens
     """Gaussian noise as ``x`` (N, 3, H, W), of one generator per image: neither batch nor device changes it."""
     draws = [torch.randn(x.shape[1:], generator=runtime.generator(seed, purpose, item)) for item in items]
     return torch.stack(draws).to(x)
-
-
-def _half_log_snr(table: Schedule, t: int) -> float:
-    abar = float(table.abar[t])
-    return 0.5 * math.log(abar / (1 - abar))

@@ -6,6 +6,8 @@ Every ``t`` here is a paper step: 1..T, with ``abar_0 = 1``. Networks are fed th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +32,8 @@ class Schedule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        beta = torch.zeros(TIMESTEPS + 1, dtype=torch.float64)
-        beta[1:] = torch.linspace(BETA_START, BETA_END, TIMESTEPS, dtype=torch.float64)
+        beta = torch.zeros(TIMESTEPS + 1, dtype=torch.float64, device="cpu")
+        beta[1:] = torch.linspace(BETA_START, BETA_END, TIMESTEPS, dtype=torch.float64, device="cpu")
         alpha = 1 - beta
         abar = alpha.cumprod(0)
         before = torch.cat([abar[:1], abar[:-1]])  # \bar\alpha_{t-1}; entry 0 is never asked for
@@ -47,6 +49,11 @@ class Schedule(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
+        self._on_host = self.abar.tolist()
+
+    def half_log_snr(self, t: int) -> float:
+        """log(SNR_t) / 2, for ``t`` in 1..T; a number of the host's, which no device is asked for."""
+        return 0.5 * math.log(self._on_host[t] / (1 - self._on_host[t]))
 
     def signal(self, t: Tensor) -> Tensor:
         r"""sqrt(\bar\alpha_t), for ``t`` in 0..T."""

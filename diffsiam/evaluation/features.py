@@ -15,6 +15,8 @@ from diffsiam.evaluation import store
 from diffsiam.models.encoder import Encoder
 from diffsiam.params import Features, Runtime
 
+_PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
+
 
 def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> None:
     """Write the features of ``data``'s train and test images (METHOD section 5: frozen, un-augmented).
@@ -54,9 +56,14 @@ def load_encoder(weights: Path) -> tuple[Encoder, int]:
 
 @torch.inference_mode()
 def extract(model: nn.Module, images: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
-    """Features (N, d) float32 of uint8 images (N, H, W, 3), in full precision whatever the training's was."""
+    """Features (N, d) float32 of uint8 images (N, H, W, 3), in full precision whatever the training's was.
+
+    A GPU takes more than ``batch_size`` images at a time where they are small: `_PIXELS` of them.
+    """
+    if device.type == "cuda":
+        batch_size = max(batch_size, _PIXELS // (images.shape[1] * images.shape[2]))
     blocks: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         block = torch.from_numpy(images[start : start + batch_size])
-        blocks.append(model(pixels.to_float(block.to(device))).cpu())
-    return torch.cat(blocks).numpy()
+        blocks.append(model(pixels.to_float(block.to(device))))
+    return torch.cat(blocks).cpu().numpy()

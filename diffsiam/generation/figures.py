@@ -60,6 +60,7 @@ class Job:
 
     cfg: Generation
     device: torch.device
+    captured: bool  # whether networks run as CUDA graphs
     data: Path
     root: Path
     diffusion: Path | None = None
@@ -75,7 +76,7 @@ class Job:
     def model(self) -> guided.Guided:
         """The trained networks, for images of the data's size."""
         representation, diffusion = given(self.representation, "--representation"), given(self.diffusion, "--diffusion")
-        return guided.load(representation, diffusion, self.cfg, self.device)
+        return guided.load(representation, diffusion, self.cfg, self.device, captured=self.captured)
 
     @functools.cached_property
     def trained(self) -> dict[str, Any]:
@@ -125,7 +126,8 @@ def run(
         UserError: an input that this one needs was not named or is not there; bad pairs or ranges.
     """
     device = runtime.select_device(rt)
-    job = Job(cfg, device, data, root, diffusion, representation, tuple(probmask), classifier)
+    captured = runtime.use_graph(rt, device)
+    job = Job(cfg, device, captured, data, root, diffusion, representation, tuple(probmask), classifier)
     if what == "classifier":
         return train_classifier(job, out)
     if what == "numbers":
@@ -190,7 +192,7 @@ def train_classifier(job: Job, out: Path) -> None:
     names, cfg = check_attributes(job.meta, job.data), job.cfg.classifier
     images = {split: open_images(job.data / f"images_{split}.npy", job.root) for split in ("train", "test")}
     labels = {split: np.load(job.data / f"attributes_{split}.npy") for split in images}
-    net = measure.train(images["train"], labels["train"], cfg, job.device)
+    net = measure.train(images["train"], labels["train"], cfg, job.device, captured=job.captured)
     precision = measure.scores(net, images["test"][:], labels["test"], job.device)
     facts = {"width": cfg.width, "image_size": images["train"].shape[1], "attributes": names}
     measure.save(out, net, {**facts, "average_precision": dict(zip(names, precision, strict=True))})

@@ -19,6 +19,8 @@ from diffsiam.errors import UserError
 from diffsiam.evaluation.probmask import average_precision
 from diffsiam.models.encoder import Encoder
 from diffsiam.params import PixelClassifier
+from diffsiam.training.inputs import Inputs
+from diffsiam.training.step import Scheduled, Step
 
 _BATCH = 256  # images that are judged at a time
 
@@ -44,24 +46,43 @@ class AttributeNet(nn.Module):
         return torch.cat(list(blocks))
 
 
-def train(images: Images, labels: Labels, cfg: PixelClassifier, device: torch.device) -> AttributeNet:
-    """Fit an `AttributeNet` to images (N, H, W, 3) and labels (N, A) in {0, 1}: cross-entropy, Adam, flat batches."""
+class _Fit(nn.Module):
+    """Cross-entropy of the attributes of a batch of images and labels."""
+
+    def __init__(self, net: AttributeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, labels = batch
+        return {"loss": functional.binary_cross_entropy_with_logits(self.net(x), labels)}
+
+
+def train(
+    images: Images, labels: Labels, cfg: PixelClassifier, device: torch.device, *, captured: bool
+) -> AttributeNet:
+    """Fit an `AttributeNet` to images (N, H, W, 3) and labels (N, A) in {0, 1}: cross-entropy, Adam, half a cosine.
+
+    Args:
+        captured: whether steps are replays of a CUDA graph.
+    """
     torch.manual_seed(runtime.derive_seed(cfg.seed, "classifier/weights"))
     net = AttributeNet(cfg.width, images.shape[1], labels.shape[1]).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), lr=cfg.learning_rate)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 0.5 * (1 + math.cos(math.pi * s / cfg.steps)))
-    order = runtime.generator(cfg.seed, "classifier/order")
-    targets = torch.from_numpy(labels).float()
+    adam = torch.optim.Adam(net.parameters(), fused=True, capturable=device.type == "cuda")
+    rate = Scheduled(adam, lambda s: cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * s / cfg.steps)))
+    given = Inputs(images, cfg.batch_size, cfg.seed, device, labels=torch.from_numpy(labels).float())
+    fit = _Fit(net)
+    step = Step(
+        fit, fit, lambda inputs: (pixels.to_float(inputs.images()), inputs.labels()), given, [rate], {},
+        ema_decay=0.0, grad_clip=None, dtype=torch.float32,
+    )  # fmt: skip
+    if captured:
+        step.capture()
     progress = runtime.Progress(cfg.steps, "attribute classifier", "steps")
-    for _ in range(cfg.steps):
-        batch = torch.randint(len(images), (cfg.batch_size,), generator=order)
-        logits = net(pixels.to_float(images[batch].to(device)))
-        loss = functional.binary_cross_entropy_with_logits(logits, targets[batch].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate.step()
-        progress.update(note=f"loss {float(loss.detach()):.3f}")
+    for number in range(cfg.steps):
+        step.load(number)
+        step.take()
+        progress.update()
     progress.close()
     return net.eval()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsiam import runtime
+from diffsiam import graph, runtime
 from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
@@ -29,6 +29,7 @@ class Guided:
         edges: (n + 1,), the segments of z.
         mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does;
             Algorithms 2 and 3 give the decoder the whole z at every step.
+        captured: whether an evaluation of the networks is the replay of a CUDA graph.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Guided:
         *,
         mask_by_step: bool = False,
         device: torch.device | str = "cpu",
+        captured: bool = False,
     ) -> None:
         for network in (dm, encoder, decoder):
             network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -48,6 +50,7 @@ class Guided:
         self.table = Schedule().to(device)
         self.edges, self.cfg, self.mask_by_step, self.device = edges, cfg, mask_by_step, torch.device(device)
         self._edges = edges.to(device)
+        self._evaluate = graph.Replayed(self._predict) if captured else self._predict
 
     @property
     def segments(self) -> int:
@@ -55,20 +58,20 @@ class Guided:
         return len(self.edges) - 1
 
     def noise(self, z: Tensor | None) -> ddim.Model:
-        """The noise that the model predicts given z (N, d); of the frozen U-Net alone where z is None.
+        """The noise that the model predicts given z (N, d); of the frozen U-Net alone where z is None. What a
+        captured evaluation returned is overwritten by the next.
 
         With ``guidance: w_t`` x0_hat is u_theta(x_t, t) + w_t g_phi(z, x_t, t) (Algorithms 2, 3; in noise space
         `Schedule.noise_shift`), with ``score`` the noise is shifted by -sqrt(1 - abar_t) g_phi (Eq. 3.8).
         """
+        return self._evaluate if z is None else lambda x, t: self._evaluate(x, t, z)
+
+    def _predict(self, x: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        trunk, noise = self.dm(x, t)
         if z is None:
-            return self.dm.predict_noise
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            trunk = self.dm.trunk(x, t)
-            strength = self.table.noise_shift(t) if self.cfg.guidance == "w_t" else -self.table.sigma(t)
-            return self.dm.predict_noise(x, t, trunk) + strength * self.decoder(self._seen(z, t), trunk)
-
-        return predict
+            return noise
+        strength = self.table.noise_shift(t) if self.cfg.guidance == "w_t" else -self.table.sigma(t)
+        return noise + strength * self.decoder(self._seen(z, t), trunk)
 
     def encode(self, x0: Tensor) -> Tensor:
         """z (N, d) of images."""
@@ -113,7 +116,9 @@ class Guided:
         return torch.cat(done)
 
 
-def load(representation: Path, diffusion: Path, cfg: Generation, device: torch.device | str) -> Guided:
+def load(
+    representation: Path, diffusion: Path, cfg: Generation, device: torch.device | str, *, captured: bool = False
+) -> Guided:
     """Read what stages `diffusion` and `representation` left: EMA weights of encoder and decoder.
 
     Raises:
@@ -134,8 +139,9 @@ def load(representation: Path, diffusion: Path, cfg: Generation, device: torch.d
     encoder, _ = load_encoder(representation / "encoder_ema.safetensors")
     decoder = Decoder(dm.unet, config["dim"])
     decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
+    masks = method.segment == "timestep"
     return Guided(
-        dm, encoder, decoder, recorded_edges(config), cfg, mask_by_step=method.segment == "timestep", device=device
+        dm, encoder, decoder, recorded_edges(config), cfg, mask_by_step=masks, device=device, captured=captured
     )
 
 

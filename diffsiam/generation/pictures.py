@@ -57,7 +57,8 @@ class Trained:
                 f"--pretrain and --seed, or train it: `snakemake --cores all {folder}/decoder_ema.safetensors`."
             )
         device = runtime.select_device(self.rt)
-        model = guided.load(folder, self.results / "diffusion" / self.pretrain, self.cfg, device)
+        captured = runtime.use_graph(self.rt, device)
+        model = guided.load(folder, self.results / "diffusion" / self.pretrain, self.cfg, device, captured=captured)
         return model, runtime.read_json(folder / "config.json")["image_size"]
 
 

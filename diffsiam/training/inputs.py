@@ -39,6 +39,7 @@ class Inputs:
 
     Args:
         images: all of them; those that fit are kept on the device, others are read a step ahead by a thread.
+        labels: what belongs to each image, (N, ...); kept on the device.
         rows: of each batch of ``batch_size``, those that this process trains on.
         purposes: names of the generators; each is seeded anew for every step, by (seed, purpose, step).
     """
@@ -50,42 +51,40 @@ class Inputs:
         seed: int,
         device: torch.device,
         *,
+        labels: Tensor | None = None,
         rows: slice = slice(None),
         purposes: Sequence[str] = (),
     ) -> None:
         self.size, self.batch_size, self.seed, self.device, self.rows = len(images), batch_size, seed, device, rows
         self.generators = {purpose: runtime.generator(seed, purpose, 0, device) for purpose in purposes}
-        self._all = images
-        self._indices: Tensor | None = None
-        self._buffer: Tensor | None = None
+        self._labels = None if labels is None else labels.to(device)
+        self._indices = torch.zeros(len(range(batch_size)[rows]), dtype=torch.int64, device=device)
+        self._resident: Tensor | None = None
         if isinstance(images, Tensor) and (device.type == "cpu" or _fits(images, device)):
-            self._all = images.to(device)
-            self._indices = torch.zeros(len(range(batch_size)[rows]), dtype=torch.int64, device=device)
-        else:
-            self._ahead = ThreadPoolExecutor(1)
-            self._next: tuple[int, Future[Tensor]] | None = None
+            self._resident = images.to(device)
+            return
+        self._all, self._ahead = images, ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Tensor]] | None = None
+        self._buffer = torch.zeros((len(self._indices), *images.shape[1:]), dtype=torch.uint8, device=device)
 
     def load(self, step: int) -> None:
         """Bring the images of ``step`` (0-based) to where `images` finds them, and seed its generators."""
         for purpose, generator in self.generators.items():
             generator.manual_seed(runtime.derive_seed(self.seed, purpose, step))
-        if self._indices is not None:
-            self._indices.copy_(self._pinned(self._chosen(step)), non_blocking=True)
-            return
-        read = self._next[1] if self._next and self._next[0] == step else self._ahead.submit(self._read, step)
-        self._next = step + 1, self._ahead.submit(self._read, step + 1)
-        pixels = read.result()
-        if self._buffer is None:
-            self._buffer = torch.empty_like(pixels, device=self.device)
-        self._buffer.copy_(pixels, non_blocking=True)
+        self._indices.copy_(self._pinned(self._chosen(step)), non_blocking=True)
+        if self._resident is None:
+            read = self._next[1] if self._next and self._next[0] == step else self._ahead.submit(self._read, step)
+            self._next = step + 1, self._ahead.submit(self._read, step + 1)
+            self._buffer.copy_(read.result(), non_blocking=True)
 
     def images(self) -> Tensor:
         """The images of the step that was loaded, on the device; uint8, (N, H, W, C)."""
-        if self._indices is None:
-            assert self._buffer is not None
-            return self._buffer
-        assert isinstance(self._all, Tensor)
-        return self._all.index_select(0, self._indices)
+        return self._buffer if self._resident is None else self._resident.index_select(0, self._indices)
+
+    def labels(self) -> Tensor:
+        """What belongs to these images, on the device."""
+        assert self._labels is not None
+        return self._labels.index_select(0, self._indices)
 
     def _chosen(self, step: int) -> Tensor:
         return torch.from_numpy(step_indices(self.size, self.batch_size, self.seed, step)[self.rows])

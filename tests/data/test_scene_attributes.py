@@ -18,7 +18,7 @@ from diffsiam.errors import UserError
 from tests.data.small_data import save_image
 
 LABELS = ["driving", "indoor lighting", "rusty", "carpet"]
-RT = params.Runtime("cpu", "fp32", 1, False, False, 5.0, False)
+RT = params.Runtime("cpu", "fp32", 1, False, False, False, 5.0, False)
 
 
 @pytest.fixture(scope="module")

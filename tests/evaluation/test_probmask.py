@@ -21,7 +21,7 @@ from diffsiam.models.encoder import Encoder
 from diffsiam.params import Attribute, ProbMask, Runtime
 
 CPU = torch.device("cpu")
-RUNTIME = Runtime("cpu", "fp32", 1, False, False, 5.0, False)
+RUNTIME = Runtime("cpu", "fp32", 1, False, False, False, 5.0, False)
 SIDE = 8
 
 

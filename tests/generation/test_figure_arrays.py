@@ -20,7 +20,7 @@ from diffsiam.models.unet import DiffusionModel
 from tests.generation import tiny_guided
 
 SIDE, DIM = tiny_guided.SIDE, tiny_guided.DIM
-RUNTIME = params.Runtime("cpu", "fp32", 1, False, False, 5.0, False)
+RUNTIME = params.Runtime("cpu", "fp32", 1, False, False, False, 5.0, False)
 
 
 @pytest.fixture(scope="module")

@@ -56,11 +56,16 @@ def networks() -> tuple[Any, Encoder, Decoder]:
 
 
 def model(
-    *, mask_by_step: bool = False, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any
+    *,
+    mask_by_step: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    captured: bool = False,
+    **changes: Any,
 ) -> Guided:
     dm, encoder, decoder = (network.to(dtype) for network in networks())
     edges, cfg = even_edges(DIM, SEGMENTS), settings(**changes)
-    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=mask_by_step, device=device)
+    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=mask_by_step, device=device, captured=captured)
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:

@@ -48,7 +48,6 @@ def given(step: int, count: int, *, rows: slice = slice(None), device: str = "cp
     chosen = torch.from_numpy(images()[:count])
     inputs = Inputs(chosen, count, 0, torch.device(device), rows=rows, purposes=PURPOSES)
     inputs.load(step)
-    assert inputs._indices is not None
     inputs._indices.copy_(torch.arange(count)[rows])
     return inputs
 
