@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffsiam import graph, params, runtime
 from diffsiam.data import augment, colour
 from diffsiam.generation import measure
-from diffsiam.models import fused
+from diffsiam.models import group_norm
 from diffsiam.training import diffusion, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
@@ -119,7 +119,7 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
         with pytest.MonkeyPatch.context() as patch:
             if kind == torch.float64:
                 patch.setattr(runtime, "runs_triton", lambda x: False)
-            y = fused.norm_silu(leaves[0], own, added=leaves[1], modulations=[(leaves[2], leaves[3])])
+            y = group_norm.norm_silu(leaves[0], own, added=leaves[1], modulations=[(leaves[2], leaves[3])])
         assert y.dtype == kind
         y.backward(dy.to(dtype).to(kind))
         results.append([y, *(t.grad for t in (*leaves, *own.parameters()))])

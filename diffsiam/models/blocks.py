@@ -17,7 +17,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffsiam.models.fused import norm_silu
+from diffsiam import runtime
+from diffsiam.models import bias
+from diffsiam.models.group_norm import norm_silu
 
 
 class Conditioning(NamedTuple):
@@ -42,20 +44,27 @@ class ResidualBlock(ResnetBlock2D):
         network is called as diffusers', with a time embedding (N, E), so is this block."""
         if isinstance(temb, Tensor):
             return super().forward(x, temb)
+        fused = runtime.runs_triton(x) and not torch.compiler.is_compiling()
         hidden = norm_silu(x, self.norm1)
         resample = self.upsample or self.downsample
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
-        hidden = self.conv1(hidden)
+        hidden = _convolved(self.conv1, hidden, plain=fused)
         time = temb.time[self.place]
         pairs = [] if temb.z is None else [temb.z[self.place]]
         added = time if self.time_embedding_norm == "default" else None
         if added is None:
             pairs.insert(0, time)
+        if fused:  # the norm adds the bias of the convolution before it
+            given = self.conv1.bias.float()
+            added = given.expand(len(x), -1) if added is None else added.float() + given
         hidden = norm_silu(hidden, self.norm2, added=added, modulations=[pair.chunk(2, dim=1) for pair in pairs])
-        hidden = self.conv2(self.dropout(hidden))
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return _rescaled(shortcut + hidden, self.output_scale_factor)
+        hidden = _convolved(self.conv2, self.dropout(hidden), plain=fused)
+        shortcut = x if self.conv_shortcut is None else _convolved(self.conv_shortcut, x, plain=fused)
+        if not fused:
+            return _rescaled(shortcut + hidden, self.output_scale_factor)
+        last = self.conv2.bias if self.conv_shortcut is None else self.conv2.bias + self.conv_shortcut.bias
+        return _rescaled(bias.add(hidden, shortcut, last), self.output_scale_factor)
 
 
 class NearestUpsample(Upsample2D):
@@ -63,7 +72,8 @@ class NearestUpsample(Upsample2D):
 
     def forward(self, hidden_states: Tensor, output_size: None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', 2H, 2W); sides that halve evenly on the way down need no ``output_size``."""
-        hidden = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
+        with torch.autocast(hidden_states.device.type, enabled=False):  # which would go on in float32
+            hidden = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
         return self.conv(hidden) if self.use_conv else hidden
 
 
@@ -89,6 +99,11 @@ class SelfAttention:
         if not x.is_contiguous(memory_format=torch.channels_last):
             out = out.contiguous()  # what follows keeps the layout that it was given
         return _rescaled(out + x if attn.residual_connection else out, attn.rescale_output_factor)
+
+
+def _convolved(layer: nn.Conv2d, x: Tensor, *, plain: bool) -> Tensor:
+    """The convolution, without its bias where ``plain``."""
+    return functional.conv2d(x, layer.weight, None, layer.stride, layer.padding) if plain else layer(x)
 
 
 def _rescaled(x: Tensor, factor: float) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from diffsiam.models.batch_norm import norm_relu
 
 
 class BasicBlock(nn.Module):
@@ -25,9 +26,12 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
-        hidden = functional.relu(self.bn1(self.conv1(x)))
+        hidden = norm_relu(self.conv1(x), self.bn1)
         x = x if self.every == 1 else x[:, :, :: self.every, :: self.every]
-        return functional.relu(self.bn2(self.conv2(hidden)) + self.downsample(x))
+        if isinstance(self.downsample, nn.Sequential):
+            convolution, norm = self.downsample
+            x = norm_relu(convolution(x), norm, relu=False)
+        return norm_relu(self.conv2(hidden), self.bn2, x)
 
 
 class Encoder(nn.Module):
@@ -53,6 +57,6 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """z = f_omega(x)."""
-        hidden = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
+        hidden = self.maxpool(norm_relu(self.conv1(x), self.bn1))
         hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
         return hidden.float().mean(dim=(2, 3))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffsiam import runtime
 from diffsiam.errors import UserError
 from diffsiam.models import blocks
-from diffsiam.models.fused import norm_silu
+from diffsiam.models.group_norm import norm_silu
 from diffsiam.params import Unet
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' own names

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from diffsiam import graph, runtime
 from diffsiam.training.inputs import Inputs
@@ -56,11 +57,27 @@ class Average:
             value.copy_(state[name])
 
 
+class _Converted(torch.autograd.Function):
+    """Weights in another precision, and their gradients back, each by one operation over all."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        converted = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(converted, weights)
+        return tuple(converted)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        converted = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(converted, gradients)
+        return None, *converted
+
+
 class Step:
     """Forward and backward pass, optimisers, averages, sums.
 
     Args:
-        forward: from a batch to scalar tensors by name, ``loss`` among them.
+        forward: from a batch to scalar tensors by name, ``loss`` among them: the module, or what wraps it.
         batch: from the images of `Inputs` and its generators to a batch; runs without gradient.
         averages: by name.
         dtype: of autocast; float32 for none.
@@ -88,6 +105,11 @@ class Step:
         self.weight = torch.zeros((), device=device)  # of the newest weights in the averages
         self.names: tuple[str, ...] = ()
         self.sums: Tensor | None = None  # of the named scalars since the last record, float64
+        # What autocast would convert, one by one and with the same result, in every step.
+        layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        named = {f"{n}.{key}": p for n, m in layers.items() for key, p in m.named_parameters(recurse=False)}
+        alone = forward is module and dtype != torch.float32
+        self.converted = {n: p for n, p in named.items() if p.requires_grad and alone}
         self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
         self.take: Callable[[], None] = self.run
 
@@ -109,7 +131,11 @@ class Step:
         with torch.autocast(self.inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
             with torch.no_grad():
                 batch = self.batch(self.inputs)
-            parts = self.forward(batch)
+            if self.converted:
+                weights = _Converted.apply(self.dtype, *self.converted.values())
+                parts = functional_call(self.module, dict(zip(self.converted, weights, strict=True)), (batch,))
+            else:
+                parts = self.forward(batch)
         parts["loss"].backward()
         if self.grad_clip is not None:
             parts["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)

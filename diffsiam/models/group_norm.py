@@ -22,7 +22,7 @@ try:
 except ImportError:  # not on every platform
     triton = None
 
-_TILE = 2048  # numbers that a program of the kernels holds at once
+_PROGRAMS = 264  # that keep the multiprocessors of a large GPU busy
 
 
 def norm_silu(
@@ -67,7 +67,7 @@ def _normalized(
     y = torch.empty_like(x, dtype=dtype)
     mean, rstd = (torch.empty(len(x), groups, device=x.device) for _ in range(2))
     given = added if added is not None else mean
-    grid, shape = _launch(x, groups)
+    grid, shape = _launch(x, groups, 8192)
     _forward_kernel[grid](
         x, given, a, b, y, mean, rstd, *_strides(given, a, b), eps, ADDED=added is not None, SILU=silu, **shape
     )
@@ -83,7 +83,7 @@ def _gradients(
     dx = torch.empty_like(x)
     dadded, da, db = (torch.empty(x.shape[:2], device=x.device) for _ in range(3))
     given = added if added is not None else mean
-    grid, shape = _launch(x, mean.shape[1])
+    grid, shape = _launch(x, mean.shape[1], 4096)
     _backward_kernel[grid](
         dy, x, given, a, b, mean, rstd, dx, dadded, da, db, *_strides(given, a, b),
         ADDED=added is not None, SILU=silu, **shape,
@@ -125,22 +125,42 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [t.stride(0) for t in tensors]
 
 
-def _launch(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and sizes of the kernels: a program takes all pixels of some whole groups of one image."""
+def _launch(x: Tensor, groups: int, held: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and sizes of the kernels: a program takes all pixels of some whole groups of one image, and holds ``held``
+    numbers at a time. There shall be two programs for each multiprocessor, and 32 bytes or more to a pixel."""
     count, channels, height, width = x.shape
-    across = channels // groups
+    across, most = channels // groups, 1 << (groups - 1).bit_length()
     padded = 1 << (across - 1).bit_length()
-    together = max(1, min(1 << (groups - 1).bit_length(), 64 // padded))
-    pixels = max(1, min(_TILE // (together * padded), 1 << (height * width - 1).bit_length()))
+    together = max(1, min(most, 64 // padded))
+    while together * padded > 16 and together > 1 and count * -(-groups // together) < _PROGRAMS:
+        together //= 2
+    pixels = max(1, min(held // (together * padded), 1 << (height * width - 1).bit_length()))
     sizes = {
         "PIXELS": height * width, "CHANNELS": channels, "GROUPS": groups, "ACROSS": across, "PADDED": padded,
-        "TOGETHER": together, "BLOCK": pixels,
+        "TOGETHER": together, "BLOCK": pixels, "num_warps": 8,
     }  # fmt: skip
     return (count, -(-groups // together)), sizes
 
 
 # ------------------------------------------------------------------------------------------------------ kernels
+# A tile is (BLOCK pixels, TOGETHER * PADDED channels): whole groups, each padded to a power of two.
 if triton is not None:
+
+    @triton.jit
+    def _each(v, TOGETHER: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The sum over its group in the place of every channel."""
+        total = tl.sum(tl.reshape(v, (TOGETHER, PADDED)), axis=1)
+        return tl.reshape(tl.broadcast_to(total[:, None], (TOGETHER, PADDED)), (TOGETHER * PADDED,))
+
+    @triton.jit
+    def _channels(GROUPS: tl.constexpr, ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Group and channel of each column of the tile, and whether there is such a channel."""
+        column = tl.arange(0, TOGETHER * PADDED)
+        first = tl.program_id(1) * TOGETHER
+        group = first + column // PADDED
+        inner = column % PADDED
+        channel = first * ACROSS + column if ACROSS == PADDED else group * ACROSS + inner
+        return group, channel, (group < GROUPS) & (inner < ACROSS), inner == 0
 
     @triton.jit
     def _forward_kernel(  # type: ignore[no-untyped-def]
@@ -149,42 +169,38 @@ if triton is not None:
         PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
-        group = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
-        inner = tl.arange(0, PADDED)
-        channel = group[:, None] * ACROSS + inner[None, :]  # (TOGETHER, PADDED)
-        there = (group[:, None] < GROUPS) & (inner[None, :] < ACROSS)
-        plus = tl.zeros((TOGETHER, PADDED), tl.float32)
+        group, channel, there, head = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
+        plus = tl.zeros((TOGETHER * PADDED,), tl.float32)
         if ADDED:
             plus = tl.load(added + n * added_stride + channel, mask=there, other=0).to(tl.float32)
-        start = x + n * PIXELS * CHANNELS
+        image = n * PIXELS * CHANNELS
         # Sums are of distances from the group's mean in the first pixel: none is small beside its parts.
-        first = tl.load(start + channel, mask=there, other=0).to(tl.float32) + plus
-        shift = tl.sum(tl.where(there, first, 0), axis=1)[:, None] / ACROSS
-        total = tl.zeros((TOGETHER, PADDED), tl.float32)
-        square = tl.zeros((TOGETHER, PADDED), tl.float32)
+        first = tl.load(x + image + channel, mask=there, other=0).to(tl.float32) + plus
+        shift = _each(tl.where(there, first, 0), TOGETHER, PADDED) / ACROSS
+        total = tl.zeros((TOGETHER * PADDED,), tl.float32)
+        square = tl.zeros((TOGETHER * PADDED,), tl.float32)
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
-            inside = there[None] & (pixel[:, None, None] < PIXELS)
-            value = tl.load(start + pixel[:, None, None] * CHANNELS + channel[None], mask=inside, other=0)
+            inside = there[None] & (pixel[:, None] < PIXELS)
+            value = tl.load(x + image + pixel[:, None] * CHANNELS + channel[None], mask=inside, other=0)
             distance = tl.where(inside, value.to(tl.float32) + (plus - shift)[None], 0)
             total += tl.sum(distance, axis=0)
             square += tl.sum(distance * distance, axis=0)
-        count = PIXELS * ACROSS
-        offset = tl.sum(total, axis=1) / count
-        variance = tl.maximum(tl.sum(square, axis=1) / count - offset * offset, 0)
-        centre, inverse = shift + offset[:, None], 1 / tl.sqrt(variance + eps)
-        tl.store(mean + n * GROUPS + group, tl.sum(centre, axis=1), mask=group < GROUPS)
-        tl.store(rstd + n * GROUPS + group, inverse, mask=group < GROUPS)
-        factor = tl.load(a + n * a_stride + channel, mask=there, other=0).to(tl.float32) * inverse[:, None]
+        offset = _each(total, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        spread = _each(square, TOGETHER, PADDED) / (PIXELS * ACROSS) - offset * offset
+        centre, inverse = shift + offset, 1 / tl.sqrt(tl.maximum(spread, 0) + eps)
+        tl.store(mean + n * GROUPS + group, centre, mask=there & head)
+        tl.store(rstd + n * GROUPS + group, inverse, mask=there & head)
+        factor = tl.load(a + n * a_stride + channel, mask=there, other=0).to(tl.float32) * inverse
         bias = tl.load(b + n * b_stride + channel, mask=there, other=0).to(tl.float32) + (plus - centre) * factor
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
-            inside = there[None] & (pixel[:, None, None] < PIXELS)
-            at = pixel[:, None, None] * CHANNELS + channel[None]
-            v = tl.load(start + at, mask=inside, other=0).to(tl.float32) * factor[None] + bias[None]
+            inside = there[None] & (pixel[:, None] < PIXELS)
+            at = image + pixel[:, None] * CHANNELS + channel[None]
+            v = tl.load(x + at, mask=inside, other=0).to(tl.float32) * factor[None] + bias[None]
             if SILU:
                 v = v * tl.sigmoid(v)
-            tl.store(y + n * PIXELS * CHANNELS + at, v.to(y.dtype.element_ty), mask=inside)
+            tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _backward_kernel(  # type: ignore[no-untyped-def]
@@ -193,23 +209,20 @@ if triton is not None:
         ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
-        group = tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER)
-        inner = tl.arange(0, PADDED)
-        channel = group[:, None] * ACROSS + inner[None, :]
-        there = (group[:, None] < GROUPS) & (inner[None, :] < ACROSS)
-        inverse = tl.load(rstd + n * GROUPS + group, mask=group < GROUPS, other=0)[:, None]
-        centre = tl.load(mean + n * GROUPS + group, mask=group < GROUPS, other=0)[:, None]
+        group, channel, there, _ = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
+        inverse = tl.load(rstd + n * GROUPS + group, mask=there, other=0)
+        centre = tl.load(mean + n * GROUPS + group, mask=there, other=0)
         if ADDED:
             centre = centre - tl.load(added + n * added_stride + channel, mask=there, other=0).to(tl.float32)
         factor = tl.load(a + n * a_stride + channel, mask=there, other=0).to(tl.float32)
         bias = tl.load(b + n * b_stride + channel, mask=there, other=0).to(tl.float32)
         image = n * PIXELS * CHANNELS
-        along = tl.zeros((TOGETHER, PADDED), tl.float32)  # sum of dv * xhat, with v = a xhat + b
-        plain = tl.zeros((TOGETHER, PADDED), tl.float32)  # sum of dv
+        along = tl.zeros((TOGETHER * PADDED,), tl.float32)  # sum of dv * xhat, with v = a xhat + b
+        plain = tl.zeros((TOGETHER * PADDED,), tl.float32)  # sum of dv
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
-            inside = there[None] & (pixel[:, None, None] < PIXELS)
-            at = image + pixel[:, None, None] * CHANNELS + channel[None]
+            inside = there[None] & (pixel[:, None] < PIXELS)
+            at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * inverse[None]
             dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
             if SILU:
@@ -221,14 +234,13 @@ if triton is not None:
         where = n * CHANNELS + channel
         tl.store(da + where, along, mask=there)
         tl.store(db + where, plain, mask=there)
-        count = PIXELS * ACROSS
-        even = tl.sum(factor * plain, axis=1)[:, None] / count
-        slope = tl.sum(factor * along, axis=1)[:, None] / count
-        moved = tl.zeros((TOGETHER, PADDED), tl.float32)
+        even = _each(factor * plain, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        slope = _each(factor * along, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        moved = tl.zeros((TOGETHER * PADDED,), tl.float32)
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
-            inside = there[None] & (pixel[:, None, None] < PIXELS)
-            at = image + pixel[:, None, None] * CHANNELS + channel[None]
+            inside = there[None] & (pixel[:, None] < PIXELS)
+            at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * inverse[None]
             dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
             if SILU:
@@ -236,6 +248,8 @@ if triton is not None:
                 s = tl.sigmoid(v)
                 dv = dv * s * (1 + v * (1 - s))
             d = inverse[None] * (factor[None] * dv - even[None] - xhat * slope[None])
-            moved += tl.sum(tl.where(inside, d, 0), axis=0)
+            if ADDED:
+                moved += tl.sum(tl.where(inside, d, 0), axis=0)
             tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
-        tl.store(dadded + where, moved, mask=there)
+        if ADDED:
+            tl.store(dadded + where, moved, mask=there)

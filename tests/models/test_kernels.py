@@ -1,0 +1,101 @@
+"""The kernels of Triton, run number by number on the CPU by Triton's interpreter, against PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHECK = """
+import torch
+from torch import nn
+from torch.nn import functional
+from diffsiam import params, runtime
+from diffsiam.data import augment, colour
+from diffsiam.models import batch_norm, bias, group_norm
+
+def reference(x, added, a, b, groups, silu):
+    h = x if added is None else x + added[:, :, None, None]
+    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 1e-5) + b[:, :, None, None]
+    return functional.silu(h) if silu else h
+
+torch.manual_seed(0)
+count = 0
+for n, channels, side, groups in [(2, 12, 5, 4), (1, 24, 3, 1), (2, 96, 8, 8), (1, 128, 4, 32)]:
+    for has in (False, True):
+        for silu in (False, True):
+            x = torch.randn(n, channels, side, side, dtype=torch.float64) + 3
+            rows = [torch.randn(n, channels, dtype=torch.float64) for _ in range(3)]
+            exact = [t.clone().requires_grad_() for t in (x, *rows)]
+            ours = [t.float().requires_grad_() for t in (x, *rows)]
+            y = reference(exact[0], exact[1] if has else None, *exact[2:], groups, silu)
+            got = group_norm._normalized(
+                ours[0], ours[1] if has else None, *ours[2:], groups, 1e-5, silu, torch.float32)[0]
+            dy = torch.randn_like(y)
+            y.backward(dy)
+            got.backward(dy.float())
+            assert (got - y).norm() < 1e-5 * y.norm()
+            for mine, theirs in zip(ours, exact):
+                if theirs.grad is not None:
+                    assert (mine.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), (n, channels, has, silu)
+                    count += 1
+runtime.runs_triton = lambda x: x.dtype == torch.float32
+for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
+    for has in (False, True):
+        for relu in (False, True):
+            x = torch.randn(n, channels, side, side, dtype=torch.float64) * 2 + 1
+            other = torch.randn_like(x)
+            exact, ours = nn.BatchNorm2d(channels).double(), nn.BatchNorm2d(channels)
+            for _ in range(2):  # running statistics move twice
+                with torch.no_grad():
+                    for p, q in zip(exact.parameters(), ours.parameters()):
+                        p.copy_(torch.randn(channels))
+                        q.copy_(p)
+                leaves = [[t.to(kind).requires_grad_() for t in (x.clone(), other.clone())]
+                          for kind in (torch.float64, torch.float32)]
+                dy = torch.randn_like(x)
+                ys = []
+                for norm, (a, b) in zip((exact, ours), leaves):
+                    norm.zero_grad()
+                    y = batch_norm.norm_relu(a, norm, b if has else None, relu=relu)
+                    y.backward(dy.to(y.dtype))
+                    ys.append(y)
+            pairs = [(ys[1], ys[0]), (leaves[1][0].grad, leaves[0][0].grad)]
+            pairs += [(leaves[1][1].grad, leaves[0][1].grad)] * has
+            pairs += [(q.grad, p.grad) for p, q in zip(exact.parameters(), ours.parameters())]
+            pairs += [(q, p) for p, q in zip(exact.buffers(), ours.buffers())]
+            for mine, theirs in pairs:
+                assert (mine - theirs).double().norm() < 1e-5 * theirs.double().norm(), (n, channels, has, relu)
+                count += 1
+for n, channels, side in [(3, 12, 5), (2, 96, 8), (1, 160, 4)]:
+    h, x = torch.randn(n, channels, side, side), torch.randn(n, channels, side, side)
+    b = torch.randn(channels)
+    leaves = [t.requires_grad_() for t in (h, x, b)]
+    y = bias.add(*leaves)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    assert torch.allclose(y, h + x + b[:, None, None], atol=1e-6)
+    assert torch.equal(h.grad, dy) and torch.equal(x.grad, dy)
+    assert torch.allclose(b.grad, dy.sum((0, 2, 3)), atol=1e-4)
+    count += 1
+views = params.Views((0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 64)
+for side in (8, 12):
+    drawn = augment.draw(40, side, views, torch.Generator().manual_seed(0))
+    x = torch.rand(40, 3, side, side)
+    got = colour._kernel(x, drawn.jitter, drawn.order, drawn.grey)
+    assert torch.allclose(got, colour.jitter(x, drawn.jitter, drawn.order, drawn.grey), atol=1e-5)
+    assert 0 < drawn.grey.sum() < 40
+print("checked", count)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton does not exist on this platform")
+def test_kernels_are_the_operations_that_they_stand_for() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout.strip() == "checked 179", done.stderr
