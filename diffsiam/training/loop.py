@@ -119,6 +119,7 @@ def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], 
         ema_decay=plan.ema_decay,
         grad_clip=plan.grad_clip,
         dtype=plan.dtype,
+        compiled=plan.compile,
     )
     run = _Run(step, plan, here)
     run.resume()

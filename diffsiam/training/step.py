@@ -81,6 +81,7 @@ class Step:
         batch: from the images of `Inputs` and its generators to a batch; runs without gradient.
         averages: by name.
         dtype: of autocast; float32 for none.
+        compiled: whether the module is; the compiler converts weights by itself.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Step:
         ema_decay: float,
         grad_clip: float | None,
         dtype: torch.dtype,
+        compiled: bool = False,
     ) -> None:
         self.module, self.forward, self.batch, self.inputs = module, forward, batch, inputs
         self.optimizers, self.averages = optimizers, averages
@@ -108,7 +110,7 @@ class Step:
         # What autocast would convert, one by one and with the same result, in every step.
         layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         named = {f"{n}.{key}": p for n, m in layers.items() for key, p in m.named_parameters(recurse=False)}
-        alone = forward is module and dtype != torch.float32
+        alone = forward is module and dtype != torch.float32 and not compiled
         self.converted = {n: p for n, p in named.items() if p.requires_grad and alone}
         self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
         self.take: Callable[[], None] = self.run
