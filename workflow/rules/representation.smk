@@ -21,6 +21,7 @@ for name, method in METHODS.items():
             f"results/logs/representation/{{pretrain}}/{name}/seed{{seed}}.log",
         benchmark:
             f"results/timings/representation/{{pretrain}}/{name}/seed{{seed}}.tsv"
+        priority: 1  # trainings are the long way; evaluations take the cores that they leave
         threads: THREADS
         resources:
             mem_mb=lambda wildcards, attempt: 8000 * attempt,
