@@ -237,7 +237,7 @@ class Runtime:
     precision: str
     threads: int
     deterministic: bool
-    compile: bool | str
+    compile: bool
     graph: bool | str
     checkpoint_minutes: float
     tensorboard: bool

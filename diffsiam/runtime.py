@@ -117,16 +117,6 @@ def use_graph(runtime: Runtime, device: torch.device) -> bool:
     return runtime.graph is not False and device.type == "cuda"
 
 
-COMPILE_FROM = 20_000  # steps
-
-
-def use_compile(runtime: Runtime, device: torch.device, steps: int) -> bool:
-    """Whether a training of ``steps`` compiles its networks; ``auto`` does where that pays for itself."""
-    if runtime.compile == "auto":
-        return device.type == "cuda" and steps >= COMPILE_FROM
-    return bool(runtime.compile)
-
-
 # ----------------------------------------------------------------------------------------------- atomic files
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:

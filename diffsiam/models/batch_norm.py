@@ -24,6 +24,7 @@ except ImportError:  # not on every platform
 
 _PROGRAMS = 264  # that keep the multiprocessors of a large GPU busy
 _HELD = 4096  # numbers that a program holds at a time
+_SUMMED = 16  # channels of which a program sums the parts
 
 
 def norm_relu(x: Tensor, norm: nn.Module, shortcut: Tensor | None = None, *, relu: bool = True) -> Tensor:
@@ -72,9 +73,9 @@ def _forward(
         x, x, x, mean, mean, mean, mean, sums, rows, channels, parts, FORWARD=True, RELU=relu, KEPT=False,
         COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
     )  # fmt: skip
-    _statistics_kernel[(sizes["BLOCKS"],)](
+    _statistics_kernel[(-(-channels // _SUMMED),)](
         sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts,
-        PARTS=sizes["PARTS"], COLUMNS=sizes["COLUMNS"],
+        PARTS=sizes["PARTS"], COLUMNS=_SUMMED, num_warps=8,
     )  # fmt: skip
     _result_kernel[(-(-rows // sizes["BLOCK"]), sizes["BLOCKS"])](
         x, given, weight, bias, mean, rstd, y, rows, channels, RELU=relu, SHORTCUT=shortcut is not None,
@@ -99,7 +100,9 @@ def _backward(
         x, dy, y, weight, bias, mean, rstd, sums, rows, channels, parts, FORWARD=False, RELU=relu, KEPT=kept,
         COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
     )  # fmt: skip
-    _totals_kernel[(sizes["BLOCKS"],)](sums, totals, channels, parts, PARTS=sizes["PARTS"], COLUMNS=sizes["COLUMNS"])
+    _totals_kernel[(-(-channels // _SUMMED),)](
+        sums, totals, channels, parts, PARTS=sizes["PARTS"], COLUMNS=_SUMMED, num_warps=8
+    )
     _gradient_kernel[(-(-rows // sizes["BLOCK"]), sizes["BLOCKS"])](
         x, dy, y, weight, bias, mean, rstd, totals, dx, dshortcut, rows, channels, RELU=relu, KEPT=kept,
         SHORTCUT=shortcut, COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,

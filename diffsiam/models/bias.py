@@ -45,24 +45,29 @@ class _Add(torch.autograd.Function):
 @torch.library.custom_op("diffsiam::add_bias", mutates_args=())
 def _sum(hidden: Tensor, shortcut: Tensor, bias: Tensor) -> Tensor:
     hidden, shortcut = (t.contiguous(memory_format=torch.channels_last) for t in (hidden, shortcut))
-    y, channels = torch.empty_like(hidden), hidden.shape[1]
-    block = 1024
-    _sum_kernel[(-(-hidden.numel() // block),)](hidden, shortcut, bias, y, hidden.numel(), channels, BLOCK=block)
+    y = torch.empty_like(hidden)
+    rows, channels, columns, blocks, block = _tiles(hidden)
+    _sum_kernel[(-(-rows // block), blocks)](
+        hidden, shortcut, bias, y, rows, channels, COLUMNS=columns, BLOCK=block, num_warps=8
+    )
     return y
 
 
 @torch.library.custom_op("diffsiam::column_sums", mutates_args=())
 def _columns(dy: Tensor) -> Tensor:
     """Sums over parts of the pixels, (parts, C) float32."""
-    channels = dy.shape[1]
-    rows = dy.numel() // channels
-    columns = min(64, 1 << (channels - 1).bit_length())
-    blocks = -(-channels // columns)
-    block = _HELD // columns
+    rows, channels, columns, blocks, block = _tiles(dy)
     parts = max(1, min(_PROGRAMS // blocks, -(-rows // block)))
     sums = torch.empty(parts, channels, device=dy.device)
     _columns_kernel[(parts, blocks)](dy, sums, rows, channels, parts, COLUMNS=columns, BLOCK=block, num_warps=8)
     return sums
+
+
+def _tiles(x: Tensor) -> tuple[int, int, int, int, int]:
+    """Rows (pixels) and channels of ``x``, channels of a tile and how many such there are, rows of a tile."""
+    channels = x.shape[1]
+    columns = min(64, 1 << (channels - 1).bit_length())
+    return x.numel() // channels, channels, columns, -(-channels // columns), _HELD // columns
 
 
 @_sum.register_fake
@@ -79,12 +84,17 @@ def _(dy):  # type: ignore[no-untyped-def]
 if triton is not None:
 
     @triton.jit
-    def _sum_kernel(hidden, shortcut, bias, y, count, channels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < count
+    def _sum_kernel(  # type: ignore[no-untyped-def]
+        hidden, shortcut, bias, y, rows, channels, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+    ):
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        there = column < channels
+        row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = (row[:, None] < rows) & there[None]
+        at = row[:, None].to(tl.int64) * channels + column[None]
         v = tl.load(hidden + at, mask=inside, other=0).to(tl.float32)
         v += tl.load(shortcut + at, mask=inside, other=0).to(tl.float32)
-        v += tl.load(bias + at % channels, mask=inside, other=0).to(tl.float32)
+        v += tl.load(bias + column, mask=there, other=0).to(tl.float32)[None]
         tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
 
     @triton.jit

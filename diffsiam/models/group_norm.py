@@ -138,12 +138,14 @@ def _launch(x: Tensor, groups: int, held: int) -> tuple[tuple[int, int], dict[st
     sizes = {
         "PIXELS": height * width, "CHANNELS": channels, "GROUPS": groups, "ACROSS": across, "PADDED": padded,
         "TOGETHER": together, "BLOCK": pixels, "num_warps": 8,
+        "FULL": across == padded and groups % together == 0 and height * width % pixels == 0,
     }  # fmt: skip
     return (count, -(-groups // together)), sizes
 
 
 # ------------------------------------------------------------------------------------------------------ kernels
-# A tile is (BLOCK pixels, TOGETHER * PADDED channels): whole groups, each padded to a power of two.
+# A tile is (BLOCK pixels, TOGETHER * PADDED channels): whole groups, each padded to a power of two. Where all tiles are
+# FULL nothing is masked, and 16 bytes are read at a time.
 if triton is not None:
 
     @triton.jit
@@ -151,6 +153,17 @@ if triton is not None:
         """The sum over its group in the place of every channel."""
         total = tl.sum(tl.reshape(v, (TOGETHER, PADDED)), axis=1)
         return tl.reshape(tl.broadcast_to(total[:, None], (TOGETHER, PADDED)), (TOGETHER * PADDED,))
+
+    @triton.jit
+    def _loaded(at, inside, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
+        return (tl.load(at) if FULL else tl.load(at, mask=inside, other=0)).to(tl.float32)
+
+    @triton.jit
+    def _stored(at, value, inside, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
+        if FULL:
+            tl.store(at, value.to(at.dtype.element_ty))
+        else:
+            tl.store(at, value.to(at.dtype.element_ty), mask=inside)
 
     @triton.jit
     def _channels(GROUPS: tl.constexpr, ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -166,7 +179,7 @@ if triton is not None:
     def _forward_kernel(  # type: ignore[no-untyped-def]
         x, added, a, b, y, mean, rstd, added_stride, a_stride, b_stride, eps, ADDED: tl.constexpr, SILU: tl.constexpr,
         PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ACROSS: tl.constexpr,
-        PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
+        PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
         group, channel, there, head = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
@@ -182,8 +195,10 @@ if triton is not None:
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
-            value = tl.load(x + image + pixel[:, None] * CHANNELS + channel[None], mask=inside, other=0)
-            distance = tl.where(inside, value.to(tl.float32) + (plus - shift)[None], 0)
+            value = _loaded(x + image + pixel[:, None] * CHANNELS + channel[None], inside, FULL)
+            distance = value + (plus - shift)[None]
+            if not FULL:
+                distance = tl.where(inside, distance, 0)
             total += tl.sum(distance, axis=0)
             square += tl.sum(distance * distance, axis=0)
         offset = _each(total, TOGETHER, PADDED) / (PIXELS * ACROSS)
@@ -197,16 +212,16 @@ if triton is not None:
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
-            v = tl.load(x + at, mask=inside, other=0).to(tl.float32) * factor[None] + bias[None]
+            v = _loaded(x + at, inside, FULL) * factor[None] + bias[None]
             if SILU:
                 v = v * tl.sigmoid(v)
-            tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+            _stored(y + at, v, inside, FULL)
 
     @triton.jit
     def _backward_kernel(  # type: ignore[no-untyped-def]
         dy, x, added, a, b, mean, rstd, dx, dadded, da, db, added_stride, a_stride, b_stride, ADDED: tl.constexpr,
         SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
-        ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
+        ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
         group, channel, there, _ = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
@@ -223,8 +238,8 @@ if triton is not None:
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
-            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * inverse[None]
-            dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
+            xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
+            dv = _loaded(dy + at, inside, FULL)
             if SILU:
                 v = factor[None] * xhat + bias[None]
                 s = tl.sigmoid(v)
@@ -241,15 +256,15 @@ if triton is not None:
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
-            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * inverse[None]
-            dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
+            xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
+            dv = _loaded(dy + at, inside, FULL)
             if SILU:
                 v = factor[None] * xhat + bias[None]
                 s = tl.sigmoid(v)
                 dv = dv * s * (1 + v * (1 - s))
             d = inverse[None] * (factor[None] * dv - even[None] - xhat * slope[None])
             if ADDED:
-                moved += tl.sum(tl.where(inside, d, 0), axis=0)
-            tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+                moved += tl.sum(d if FULL else tl.where(inside, d, 0), axis=0)
+            _stored(dx + at, d, inside, FULL)
         if ADDED:
             tl.store(dadded + where, moved, mask=there)

@@ -78,7 +78,7 @@ def pretrain(
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        compile=runtime.use_compile(rt, device, cfg.steps),
+        compile=rt.compile,
         graph=runtime.use_graph(rt, device),
         events=events if rt.tensorboard else None,
         identity=record.identity(data, diffusion=dataclasses.asdict(cfg), rt=rt, device=device),

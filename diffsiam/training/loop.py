@@ -170,8 +170,8 @@ def _prepare(task: Task, plan: Plan, step: Step, here: World) -> None:
     if plan.graph and here.size == 1:
         began = time.monotonic()
         step.capture()
-        if plan.compile:
-            print(f"{task.name}: compiled and captured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        compiled = "compiled and " if plan.compile else ""
+        print(f"{task.name}: {compiled}captured in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def _events(plan: Plan, here: World) -> Callable[[dict[str, float]], None]:

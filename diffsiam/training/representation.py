@@ -184,7 +184,7 @@ def run(
         dtype=runtime.compute_dtype(rt, device),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
-        compile=runtime.use_compile(rt, device, cfg.steps),
+        compile=rt.compile,
         graph=runtime.use_graph(rt, device),
         snapshots=methods.snapshot_steps(cfg.steps, cfg.snapshots) if method.trained else (),
         events=events if rt.tensorboard else None,
