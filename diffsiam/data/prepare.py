@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, published, readers, sources, unlabelled
+from diffsiam.data import download, embedded, places, published, readers, sources, unlabelled
 from diffsiam.data.images import BROKEN, WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
@@ -67,16 +67,18 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
-    """Embedded, or the first of what is there: torchvision's layout under ``root``, class folders, a tar of class
-    folders; else a download into torchvision's layout."""
-    if row.embedded:
-        return embedded.source(row.name, cfg.image_size, cfg.split_seed)
-    if not all(download.present(archive, root) for archive in row.archives):
-        if any((root / row.name / split).is_dir() for split in readers.SPLITS):
+    """The images of a data set from where `places.locate` finds them; where it finds none, from a download into
+    torchvision's layout."""
+    place = places.locate(row, root)
+    match place.kind:
+        case "embedded":
+            return embedded.source(row.name, cfg.image_size, cfg.split_seed)
+        case "class folders":
             return readers.class_folders(row.name, root)
-        if (root / f"{row.name}.tar").is_file():
+        case "tar":
             return unlabelled.celeba_tar(root) if row.name == "CelebA" else readers.tar(row.name, root)
-        download.fetch(row, root)
+        case "absent":
+            download.fetch(row, root)
     return published.read(row, root, cfg.split_seed)
 
 

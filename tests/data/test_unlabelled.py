@@ -69,6 +69,7 @@ def test_celeba_in_a_tar_gives_the_same_arrays_as_unpacked(tmp_path: Path, cfg: 
     folder = make_celeba(tmp_path / "celeba")
     make_tar(Path(cfg.root) / "CelebA.tar", folder, "celeba")
     packed = run("CelebA", cfg, tmp_path / "packed")
+    (Path(cfg.root) / "CelebA.tar").unlink()
     make_celeba(Path(cfg.root) / "celeba")
     assert run("CelebA", cfg, tmp_path / "unpacked")["sha256"] == packed["sha256"]
 
