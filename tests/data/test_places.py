@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,77 @@ def test_an_own_folder_named_after_an_embedded_set_is_refused_and_an_unrelated_o
     make_folders(tmp_path / "digits", COUNTS)
     with pytest.raises(UserError, match=r"digits is embedded, and .*digits would never be read"):
         places.locate(sources.get("digits"), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- listing
+def test_walk_lists_files_at_any_depth_and_folders_but_nothing_hidden(tmp_path: Path) -> None:
+    for name in ("b/x.png", "b/deep/er/y.png", "a.txt", "b/.cache/z.png", ".hidden", "b/._x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "b" / "pipe.png")  # reading it would wait for ever
+    assert list(places.walk(tmp_path)) == [
+        "a.txt",
+        "b/",
+        "b/deep/",
+        "b/deep/er/",
+        "b/deep/er/y.png",
+        "b/x.png",
+        "empty/",
+    ]
+
+
+def test_walk_follows_links_and_refuses_a_circle(tmp_path: Path) -> None:
+    save_image(tmp_path / "elsewhere" / "x.png", 0)
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "class").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "top" / "gone.png").symlink_to("nothing")
+    assert list(places.walk(tmp_path / "top")) == ["class/", "class/x.png", "gone.png"]
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "top")
+    with pytest.raises(UserError, match=r"top/class/loop: a link to a folder that it lies in"):
+        list(places.walk(tmp_path / "top"))
+
+
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [
+        ("Pets", "Pets/train/a"),
+        ("Pets", "Pets"),
+        ("Pets", "."),
+        ("FFHQ", "ffhq/00000"),
+        ("Caltech", "caltech101/101_ObjectCategories/a"),
+        ("Caltech", "caltech101"),
+        ("Bedroom", "bedroom_train_lmdb"),
+    ],
+)
+def test_a_folder_that_may_not_be_listed_is_one_message_that_names_it(
+    tmp_path: Path, cfg: params.Data, dataset: str, folder: str
+) -> None:
+    root = Path(cfg.root)
+    layouts = {
+        "Pets": ["Pets/train/a/0.png", "Pets/test/a/0.png"],
+        "FFHQ": [f"ffhq/0000{i}/{i}.png" for i in range(3)],
+        "Caltech": ["caltech101/101_ObjectCategories/a/0.jpg"],
+        "Bedroom": ["bedroom_train_lmdb/data.mdb.png", "bedroom_val_lmdb/data.mdb.png"],
+    }
+    for i, name in enumerate(layouts[dataset]):
+        save_image(root / name, i)
+    code = (
+        "import pathlib; from diffsiam import params, errors; from diffsiam.data import prepare\n"
+        f"try: prepare.run({dataset!r}, params.{cfg!r}, pathlib.Path({str(tmp_path / 'out')!r}))\n"
+        "except errors.UserError as e: print(e)"
+    )
+    (root / folder).chmod(0)
+    try:
+        done = subprocess.run([*UNPRIVILEGED, sys.executable, "-c", code], capture_output=True, text=True)
+    finally:
+        (root / folder).chmod(0o755)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str((root / folder).resolve()) in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_places_are_found_without_loading_any_library() -> None:
