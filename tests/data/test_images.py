@@ -223,12 +223,14 @@ FORMATS = sorted(set(Image.SAVE) & set(Image.OPEN) - {"EPS"})  # which Pillow ha
 
 @functools.cache
 def whole_files() -> dict[str, bytes]:
-    """Every format times every mode that it stores."""
+    """Every format times every mode that it stores, with an orientation where it stores one."""
     found = {}
+    exif = Image.Exif()
+    exif[274] = 6
     for kind in FORMATS:
         for mode in Image.MODES:
             with contextlib.suppress(OSError, ValueError, KeyError):  # the format has no such mode
-                found[f"{kind}-{mode.replace(';', '_')}"] = encoded(picture().convert(mode), kind)
+                found[f"{kind}-{mode.replace(';', '_')}"] = encoded(picture().convert(mode), kind, exif=exif)
     return found
 
 
@@ -281,6 +283,8 @@ def test_a_damaged_file_is_an_image_or_a_cause_whatever_its_decoder_raises(tmp_p
     for name, data in whole_files().items():
         for i, bad in enumerate([*damaged(data, rng), *damaged(data, rng)]):
             (top / "train" / "a" / f"{name}-{i}.jpg").write_bytes(bad)
+            with contextlib.suppress(images.BrokenImage):
+                assert images.decode(bad, upright=True).mode == "RGB"
             count += 1
     prepare.run("Pets", dataclasses.replace(cfg, max_broken=1.0), tmp_path / "out")
     meta = runtime.read_json(tmp_path / "out" / "meta.json")
