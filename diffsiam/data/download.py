@@ -35,7 +35,7 @@ def fetch(row: DataSet, root: Path) -> None:
         UserError: no network, no working address, a wrong checksum, a damaged archive, no space. It names what to
             place where.
     """
-    missing = [archive for archive in row.archives if not present(archive, root)]
+    missing = [archive for archive in row.archives if not archive.present(root)]
     for archive in missing:
         path = root / archive.folder / archive.file
         recorded = runtime.read_json(root / RECORD) if (root / RECORD).exists() else {}
@@ -56,15 +56,10 @@ def fetch(row: DataSet, root: Path) -> None:
             runtime.write_json(root / RECORD, {**recorded, archive.file: runtime.sha256(path)})
 
 
-def present(archive: Archive, root: Path) -> bool:
-    """Whether all that an archive yields is in its place."""
-    return all(part.exists() for part in archive.parts(root))
-
-
 def instructions(row: DataSet, root: Path, archives: Sequence[Archive]) -> str:
     """What to place where, for a machine that cannot fetch ``archives``."""
     lines = [
-        f"To use {row.name}, place class folders {root / row.name}/{{train,test}}/<class>/*.png|jpg, or "
+        f"To use {row.name}, place class folders {root / row.name}/{{train,test}}/<class>/* with images, or "
         f"{root / row.name}.tar of such folders, or these files (torchvision's layout):"
     ]
     for archive in archives:
@@ -154,7 +149,7 @@ def unpack(path: Path, makes: Sequence[str]) -> None:
             for name in makes:
                 for inner in list(Path(folder).rglob(f"{name}.tar.gz")):
                     _extract(inner, Path(folder))
-                made = next(Path(folder).rglob(name), None)
+                made = next((path for path in Path(folder).rglob(name) if "__MACOSX" not in path.parts), None)
                 if made is None:
                     raise UserError(f"{path.name}: holds no {name}; it is another archive. Replace it.")
                 if not (path.parent / name).exists():

@@ -9,16 +9,16 @@ from __future__ import annotations
 import functools
 import io
 import os
-import struct
+import re
 import threading
-import zlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
@@ -30,14 +30,129 @@ if TYPE_CHECKING:
 Images: TypeAlias = "torch.Tensor | Stream"
 
 WORKERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
-# What Pillow raises for a file that is missing, cut off or no image.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# Of images that Pillow, or some build of it, does not read.
+_FOREIGN = frozenset((".avif", ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"))
+_LFS = b"version https://git-lfs.github.com/"
+_PAGE = (b"<!doctype html", b"<html")
+_BITS_PER_SAMPLE = 258  # TIFF's tag
+_SHOWN = 5  # of names and of causes in a message
+
+T = TypeVar("T")
 
 
-def decode(data: bytes | Path) -> Image.Image:
-    """The RGB image of an encoded file; an alpha channel is dropped, an orientation tag ignored."""
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        return image.convert("RGB")
+class BrokenImage(Exception):
+    """An image that cannot be had. Its text is the cause, the same for all images with the same cause."""
+
+
+def attempt(make: Callable[[], T]) -> T:
+    """What ``make`` makes of one image; whatever reading, decoding or resizing raises is a `BrokenImage`: decoders
+    raise anything for a damaged file."""
+    try:
+        return make()
+    except (BrokenImage, UserError):
+        raise
+    except Exception as e:
+        raise BrokenImage(_cause(e)) from e
+
+
+def causes(broken: Iterable[tuple[str, str]]) -> str:
+    """Names and causes of broken images in one line, by cause: ``2 empty: a.png, b.png; 1 missing: c.png``."""
+    grouped = defaultdict(list)
+    for name, cause in broken:
+        grouped[cause].append(name)
+    ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
+    said = [
+        f"{len(names)} {cause}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        for cause, names in ordered[:_SHOWN]
+    ]
+    if rest := ordered[_SHOWN:]:
+        said.append(f"{sum(len(names) for _, names in rest)} for {len(rest)} other causes")
+    return "; ".join(said)
+
+
+def _cause(error: Exception, data: bytes | None = None) -> str:
+    """Why an image could not be read; ``data``: its file's content, where that was read."""
+    match error:
+        case FileNotFoundError():
+            return "missing"
+        case PermissionError():
+            return "not readable (permission denied)"
+        case Image.DecompressionBombError():
+            return f"larger than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels (scale down)"
+        case MemoryError():
+            return "too large for the memory"
+        case OSError(strerror=str(reason)):
+            return f"not readable ({reason})"
+    if data is not None and not data.strip(b"\0"):
+        return "of zeros alone" if data else "empty"
+    if data is not None and data.startswith(_LFS):
+        return "Git LFS pointer in place of the image (run `git lfs pull`)"
+    if data is not None and data[:64].lstrip().lower().startswith(_PAGE):
+        return "web page in place of the image"
+    if isinstance(error, UnidentifiedImageError):
+        return "of no format that Pillow reads (convert to PNG or JPEG)"
+    # Without the numbers: how many bytes are missing is no other cause.
+    return f"damaged ({re.sub(r'[0-9]+', '..', str(error)) or type(error).__name__})"
+
+
+def is_image(name: str, open_file: Callable[[], IO[bytes]]) -> bool:
+    """Whether a file is to be read as an image: by its suffix, or, where that says nothing, by how it begins.
+
+    Suffixes of formats that Pillow lacks count too, so that such images are refused by name and not passed over.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _FOREIGN or suffix in _suffixes():
+        return True
+    try:
+        with open_file() as file, Image.open(file):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # of whatever kind: it is no image
+        return False
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def decode(data: bytes | Path, *, upright: bool = False) -> Image.Image:
+    """The RGB image of an encoded file. An alpha channel is dropped; 16 bits are scaled to 8.
+
+    Args:
+        upright: turn it as its orientation tag says, which torchvision's data sets, and so ours, do not.
+    Raises:
+        BrokenImage: it is not a whole image, or of a mode whose range of brightness is not known.
+        OSError: the file cannot be read.
+    """
+    encoded = data if isinstance(data, bytes) else data.read_bytes()
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except BrokenImage:
+        raise
+    except Exception as e:
+        raise BrokenImage(_cause(e, encoded)) from e
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """``image`` of any of Pillow's modes as RGB; Pillow itself clips more than 8 bits in place of scaling them.
+
+    Raises:
+        BrokenImage: 32-bit integers or floats, of which no file says what is white.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # I: of 16 bits there
+        bits = image.tag_v2[_BITS_PER_SAMPLE][0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+        scaled = np.rint(np.asarray(image) * np.float32(255 / (2**bits - 1)))
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise BrokenImage(f"of mode {image.mode}, whose white is not known (save as 8 or 16 bits, unsigned)")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGB")
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -88,21 +203,33 @@ class Stream:
         return torch.from_numpy(np.stack(list(self.pool.map(self._pixels, names))))
 
     def _pixels(self, name: bytes) -> np.ndarray:
+        text = decode_name(name)
         try:
-            return np.asarray(resize(decode(self.read(name.decode())), self.shape[1]))
-        except BROKEN as e:
+            return attempt(lambda: np.asarray(resize(decode(self.read(text)), self.shape[1])))
+        except BrokenImage as e:
             raise UserError(
-                f"image {name.decode()}: cannot be read ({e}). Replace it, or prepare the data set again without it."
+                f"image {text}: cannot be read: {e}. Replace it, or prepare the data set again without it."
             ) from None
+
+
+def encode_name(name: str) -> bytes:
+    """The name of a streamed image as images_train.npy holds it: a file's name may be of any bytes."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def decode_name(name: bytes) -> str:
+    """The inverse of `encode_name`."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def reader(place: Path) -> Callable[[str], bytes]:
     """Name to encoded image, from a folder or, where data.mdb lies in it, an LMDB; usable from several threads."""
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise UserError(
-            f"{place}: no such folder; the images are read from it in training. Set data.root to its parent."
+            f"{place}: no such folder, or none that may be read; the images are read from it in training. Set "
+            "data.root to its parent."
         )
-    if not (place / "data.mdb").is_file():
+    if not os.path.isfile(place / "data.mdb"):
         return lambda name: (place / name).read_bytes()
     database = functools.cache(open_lmdb)
     lock = threading.Lock()
@@ -111,9 +238,9 @@ def reader(place: Path) -> Callable[[str], bytes]:
         with lock:  # an environment may be opened only once in a process
             environment = database(place)
         with environment.begin(buffers=False) as transaction:
-            data = transaction.get(name.encode())
+            data = transaction.get(encode_name(name))
         if data is None:
-            raise OSError("no such key")
+            raise FileNotFoundError("no such key")
         return data
 
     return read

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, published, readers, sources, unlabelled
-from diffsiam.data.images import BROKEN, WORKERS, resize
+from diffsiam.data import download, embedded, images, places, published, readers, sources, unlabelled
+from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
 
@@ -67,16 +68,18 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
-    """Embedded, or the first of what is there: torchvision's layout under ``root``, class folders, a tar of class
-    folders; else a download into torchvision's layout."""
-    if row.embedded:
-        return embedded.source(row.name, cfg.image_size, cfg.split_seed)
-    if not all(download.present(archive, root) for archive in row.archives):
-        if any((root / row.name / split).is_dir() for split in readers.SPLITS):
+    """The images of a data set from where `places.locate` finds them; where it finds none, from a download into
+    torchvision's layout."""
+    place = places.locate(row, root)
+    match place.kind:
+        case "embedded":
+            return embedded.source(row.name, cfg.image_size, cfg.split_seed)
+        case "class folders":
             return readers.class_folders(row.name, root)
-        if (root / f"{row.name}.tar").is_file():
+        case "tar":
             return unlabelled.celeba_tar(root) if row.name == "CelebA" else readers.tar(row.name, root)
-        download.fetch(row, root)
+        case "absent":
+            download.fetch(row, root)
     return published.read(row, root, cfg.split_seed)
 
 
@@ -89,8 +92,9 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
     for part, split in splits.items():
         streamed = row.streamed and part == "train" and "folder" in source.origin
         write_part = write_names if streamed else write_images
-        kept[part] = write_part(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
-        broken += _check_broken(row.name, part, source, split, kept[part], cfg.max_broken)
+        kept[part], left_out = write_part(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
+        _check_broken(row.name, part, source, split, left_out, cfg.max_broken)
+        broken += [split.names[i] for i in left_out]
         arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
         rows = np.zeros((len(split), 0), np.uint8) if split.attributes is None else split.attributes
         arrays["attributes"][part] = rows[kept[part]]
@@ -126,26 +130,27 @@ def joined(splits: Mapping[str, Split]) -> Split:
     )
 
 
-def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
+def write_images(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
     """Stream a split into a .npy file, leaving out images that cannot be read.
 
     Returns:
-        Indices of the images that were written, in order: int64, (N,).
+        Indices of the images that were written, in order: int64, (N,); indices of the others, with the cause.
     """
 
-    def pixels(i: int) -> bytes | None:
+    def pixels(i: int) -> bytes | str:
         try:
-            return resize(split.load(i), size).tobytes()
-        except BROKEN:
-            return None
+            return images.attempt(lambda: resize(split.load(i), size).tobytes())
+        except images.BrokenImage as e:
+            return str(e)
 
-    def task(start: int) -> list[tuple[int, bytes | None]]:
+    def task(start: int) -> list[tuple[int, bytes | str]]:
         return [(i, pixels(i)) for i in range(start, min(start + _TASK, len(split)))]
 
     def header(count: int) -> dict[str, Any]:
         return {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
 
     kept: list[int] = []
+    broken: dict[int, str] = {}
     progress = runtime.Progress(len(split), what, "images")
     # Written in sequence, not through a memory map: a full disk is then an error, not a bus error.
     with open(path, "wb") as f, ThreadPoolExecutor(WORKERS) as pool:
@@ -154,36 +159,43 @@ def write_images(path: Path, split: Split, size: int, what: str) -> np.ndarray:
         for start in range(0, len(split), _TASK * WORKERS):  # few at a time: results wait in memory
             starts = range(start, min(start + _TASK * WORKERS, len(split)), _TASK)
             for i, image in itertools.chain.from_iterable(pool.map(task, starts)):
-                if image is not None:
+                if isinstance(image, bytes):
                     f.write(image)
                     kept.append(i)
+                else:
+                    broken[i] = image
                 progress.update()
         f.seek(0)
         np.lib.format.write_array_header_1_0(f, header(len(kept)))  # the format pads it for a change of length
         assert f.tell() == begin
     progress.close()
-    return np.array(kept, np.int64)
+    return np.array(kept, np.int64), broken
 
 
-def write_names(path: Path, split: Split, size: int, what: str) -> np.ndarray:
+def write_names(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
     """Write where a split's images are to be found instead of the images; all of them, as `write_images` returns."""
-    np.save(path, np.array(split.names, np.bytes_))
-    return np.arange(len(split))
+    np.save(path, np.array([images.encode_name(name) for name in split.names]))
+    return np.arange(len(split)), {}
 
 
-def _check_broken(name: str, part: str, source: Source, split: Split, kept: np.ndarray, max_broken: float) -> list[str]:
-    """Names of the images left out; a `UserError` where they are too many or a whole class."""
-    broken = [split.names[i] for i in np.setdiff1d(np.arange(len(split)), kept)]
+def _check_broken(
+    name: str, part: str, source: Source, split: Split, broken: Mapping[int, str], max_broken: float
+) -> None:
+    """Say which images are left out, and why; a `UserError` where they are too many or a whole class."""
+    said = images.causes((split.names[i], cause) for i, cause in broken.items())
     if len(broken) > max_broken * len(split):
-        shown = ", ".join(broken[:10]) + (", ..." if len(broken) > 10 else "")
         raise UserError(
-            f"{name}: {len(broken)} of {len(split)} {part} images are missing or cannot be read: {shown}. "
-            f"Replace them, or allow more than data.max_broken = {max_broken:g} (a share of the split)."
+            f"{name}: {len(broken)} of {len(split)} {part} images are missing or cannot be read: {said}. "
+            f"Replace or remove them, or allow more than data.max_broken = {max_broken:g} (a share of the split)."
         )
-    counts = np.bincount(split.labels[kept], minlength=len(source.classes))
+    counts = np.bincount(np.delete(split.labels, list(broken)), minlength=len(source.classes))
     if empty := [source.classes[c] for c in np.flatnonzero(counts == 0).tolist()]:
-        raise UserError(f"{name}: {part} has no readable image of {len(empty)} classes: {', '.join(empty[:5])}.")
-    return broken
+        raise UserError(
+            f"{name}: {part} has no readable image of {len(empty)} classes: {', '.join(empty[:5])}. "
+            f"Left out: {said or 'none'}."
+        )
+    if broken:
+        print(f"{name}: left out {len(broken)} of {len(split)} {part} images: {said}", file=sys.stderr, flush=True)
 
 
 def _validation(name: str, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data) -> list[int]:

@@ -6,7 +6,6 @@ torchvision's classes read the lists where they have the splits; PyTorch is impo
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import runtime
-from diffsiam.data import readers, unlabelled
+from diffsiam.data import places, readers, unlabelled
 from diffsiam.data.readers import Source, Split
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -45,7 +44,9 @@ def read(row: DataSet, root: Path, split_seed: int) -> Source:
                 return unlabelled.bedroom(root)
             case _:
                 return _torchvision(row, root)
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as e:
+    except UserError:
+        raise
+    except Exception as e:  # torchvision's readers, and those that they use, raise anything for a damaged list
         parts = ", ".join(str(part) for archive in row.archives for part in archive.parts(root))
         raise UserError(
             f"{row.name}: the copy in torchvision's layout cannot be read: {e}. Complete it, or delete it so that "
@@ -105,10 +106,11 @@ def caltech(row: DataSet, root: Path, split_seed: int) -> Source:
     """Caltech-101 with its background class, which torchvision leaves out: 30 images per class train, drawn by
     seed and class name; the rest test."""
     folder = root / "caltech101" / "101_ObjectCategories"
-    classes = sorted(d.name for d in folder.iterdir() if d.is_dir())
+    found = readers.by_class(places.walk(folder), readers.images_below(folder))
+    classes = sorted(found)
     drawn: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, name in enumerate(classes):
-        images = sorted(p.relative_to(root).as_posix() for p in (folder / name).glob("*.jpg"))
+        images = [(folder / image).relative_to(root).as_posix() for image in found[name]]
         if len(images) <= CALTECH_TRAIN:
             raise ValueError(f"class {name} has {len(images)} images, needed are more than {CALTECH_TRAIN}")
         order = runtime.rng(split_seed, "Caltech/train", name).permutation(len(images))

@@ -1,21 +1,25 @@
-"""Images with labels from class folders, or from one tar of class folders: `<split>/<class>/<image>`."""
+"""Images with labels from class folders, or from one tar of class folders: `<split>/<class>/.../<image>`."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.ContainerIO import ContainerIO
 
-from diffsiam.data.images import decode
+from diffsiam.data import places
+from diffsiam.data.images import decode, is_image
 from diffsiam.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+_SHOWN = 5  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Split:
     Attributes:
         names: what messages call each image: its path relative to the source.
         labels: int64, (N,), indices into the source's classes.
-        load: the i-th image, RGB; safe to call from several threads. Raises what Pillow raises on a bad file.
+        load: the i-th image, RGB; safe to call from several threads. What it raises on a bad file,
+            `diffsiam.data.images.attempt` turns into a cause.
         attributes: uint8 in {0, 1}, (N, A), where the source has attributes.
     """
 
@@ -79,50 +84,54 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
 
 
 def class_folders(name: str, root: Path) -> Source:
-    """Read ``<root>/<name>/{train,test}/<class>/*``, and ``val`` where it is there.
+    """Read ``<root>/<name>/{train,test}/<class>/**``, and ``val`` where it is there.
 
     Raises:
-        UserError: a split folder is missing, a class is empty, or the splits' class names differ.
+        UserError: a split folder is missing, a class is empty, the splits' class names differ, an image lies in no
+            class, or a folder beside the splits is a split of another name.
     """
     top = root / name
-    found: dict[str, dict[str, list[str]]] = {}
-    for split in SPLITS:
-        if (top / split).is_dir():
-            folders = [d for d in (top / split).iterdir() if d.is_dir() and not d.name.startswith(".")]
-            found[split] = {d.name: _images(p.name for p in d.iterdir()) for d in folders}
     return _source(
-        name, str(top), found, {"kind": "class folders", "folder": name}, lambda member: decode(top / member)
+        name,
+        top,
+        list(places.walk(top)),
+        {"kind": "class folders", "folder": name},
+        load=lambda member: decode(top / member),
+        accept=images_below(top),
     )
 
 
+def images_below(top: Path) -> Callable[[str], bool]:
+    """Whether a file is an image, by its path relative to ``top``."""
+    return lambda member: is_image(member, lambda: open(top / member, "rb"))
+
+
 def tar(name: str, root: Path) -> Source:
-    """Read ``<root>/<name>.tar``, which holds ``[<name>/]{train,test}/<class>/*``, without unpacking it.
+    """Read ``<root>/<name>.tar``, which holds ``[<name>/]{train,test}/<class>/**``, without unpacking it.
 
     Raises:
         UserError: not a whole uncompressed tar, a member that leaves the folder or is no plain file, or what
             `class_folders` raises.
     """
     path = root / f"{name}.tar"
-    folders: set[tuple[str, str]] = set()
     where: dict[str, Place] = {}  # a name met twice counts once, the last
+    folders: set[str] = set()
     for member, parts in _members(path):
-        match parts[1:] if parts[:1] == (name,) else parts:
-            case (split, folder) if member.isdir():
-                folders.add((split, folder))
-            case (split, folder, image) if member.isfile() and _images([image]):
-                folders.add((split, folder))
-                where[f"{split}/{folder}/{image}"] = Place(member.offset_data, member.size)
-    found: dict[str, dict[str, list[str]]] = {}
-    for split, folder in folders:
-        if split in SPLITS and not folder.startswith("."):
-            found.setdefault(split, {})[folder] = []
-    for key in where:
-        split, folder, image = key.split("/")
-        if folder in found.get(split, {}):
-            found[split][folder].append(image)
+        inner = parts[1:] if parts[:1] == (name,) else parts
+        if not inner or any(part.startswith(".") for part in inner):
+            continue
+        if member.isdir():
+            folders.add("/".join(inner) + "/")
+        else:
+            where["/".join(inner)] = Place(member.offset_data, member.size)
 
     return _source(
-        name, str(path), found, {"kind": "tar", "file": path.name}, lambda key: decode(tar_read(path, where[key]))
+        name,
+        path,
+        sorted([*folders, *where]),
+        {"kind": "tar", "file": path.name},
+        load=lambda member: decode(tar_read(path, where[member])),
+        accept=lambda member: is_image(member, lambda: ContainerIO(open(path, "rb"), *where[member])),
     )
 
 
@@ -156,9 +165,12 @@ def _members(path: Path) -> Iterable[tuple[tarfile.TarInfo, tuple[str, ...]]]:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+                    kind = "a link" if member.issym() or member.islnk() else "a name or kind that could reach outside"
                     raise UserError(
-                        f"{path}: member {member.name!r} is refused: only plain files and folders with "
-                        "relative names without '..' are read. Make the tar again from the folder itself."
+                        f"{path}: member {member.name!r} is refused ({kind}): only plain files and folders with "
+                        "relative names without '..' are read. Make the tar again, in the folder above that of the "
+                        "images, with what the links point to in their place: "
+                        f"`tar --dereference --hard-dereference -cf {path.name} {path.stem}`."
                     )
                 yield member, name.parts
         with open(path, "rb") as f:  # tarfile takes damage between members for the end
@@ -171,37 +183,84 @@ def _members(path: Path) -> Iterable[tuple[tarfile.TarInfo, tuple[str, ...]]]:
         ) from None
 
 
-def _images(names: Iterable[str]) -> list[str]:
-    return sorted(n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+def by_class(members: Iterable[str], accept: Callable[[str], bool], top: str = "") -> dict[str, list[str]]:
+    """Class -> its images, sorted, among ``members`` (paths as `places.walk` gives them): ``<top><class>/.../<image>``.
+
+    Names of classes are compared, and given, in Unicode's composed form: macOS writes another.
+
+    Args:
+        accept: whether a file is an image.
+    """
+    found: dict[str, list[str]] = {}
+    for member in members:
+        folder, slash, inner = member.removeprefix(top).partition("/")
+        if slash and member.startswith(top):
+            images = found.setdefault(composed(folder), [])
+            if inner and not inner.endswith("/") and accept(member):
+                images.append(member)
+    return {name: sorted(images, key=composed) for name, images in found.items()}
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _source(
     name: str,
-    where: str,
-    found: Mapping[str, Mapping[str, list[str]]],
+    where: Path,
+    members: Sequence[str],
     origin: Mapping[str, Any],
+    *,
     load: Callable[[str], Image.Image],
+    accept: Callable[[str], bool],
 ) -> Source:
-    """Check ``found`` (split -> class -> image names) and turn it into a source."""
+    """Sort ``members`` (paths as `places.walk` gives them) into splits and classes; refuse what is incomplete or would
+    be passed over, say what else is. ``accept``: whether a file is an image."""
+    tops = {member[: member.find("/") + 1] or member for member in members}
+    found = {split: by_class(members, accept, f"{split}/") for split in SPLITS if f"{split}/" in tops}
+    beside = sorted(tops - {f"{split}/" for split in SPLITS})
+    _check(name, where, found, beside)
+    used = {image for folders in found.values() for images in folders.values() for image in images}
+    files = [m for m in members if m not in used and not m.endswith("/") and m.split("/")[0] in SPLITS]
+    if loose := [member for member in files if member.count("/") == 1 and accept(member)]:
+        raise UserError(
+            f"{where}: {len(loose)} images lie in no class: {_shown(loose)}. Move them into the folder of their class, "
+            f"or out of {name}."
+        )
+    for top in (top for top in beside if top.endswith("/")):
+        if shared := sorted(
+            {c for c, images in by_class(members, accept, top).items() if images} & set(found["train"])
+        ):
+            raise UserError(
+                f"{where}: {top} holds images of the classes of train ({_shown(shared)}), and is none of the folders "
+                f"that are read: {', '.join(SPLITS)}. Rename it (validation images: val), or move it out of {name}."
+            )
+    if left_out := [*files, *beside]:
+        print(f"{where}: left out {len(left_out)}, no images of a split: {_shown(left_out)}", file=sys.stderr)
+    classes = sorted(found["train"])
+    splits = {}
+    for split, folders in found.items():
+        splits[split] = _split([(image, k) for k, c in enumerate(classes) for image in folders.get(c, [])], load)
+    return Source(classes, splits, origin)
+
+
+def _check(name: str, where: Path, found: Mapping[str, Mapping[str, list[str]]], beside: Sequence[str]) -> None:
+    """A `UserError` where ``found`` (split -> class -> images) lacks something; ``beside``: what lies beside splits."""
     for split in ("train", "test"):
         if not found.get(split):
             raise UserError(
-                f"{where}: no {split} images. Needed: {name}/train/<class>/* and {name}/test/<class>/*, * "
-                f"ending in {', '.join(SUFFIXES)}; val/ is optional."
+                f"{where}: no {split} images. Needed: {name}/train/<class>/* and {name}/test/<class>/*; val/ is "
+                f"optional. Found: {_shown([*(f'{s}/' for s in found), *beside]) or 'nothing'}."
             )
-    classes = sorted(found["train"])
+    classes = set(found["train"])
     for split, folders in found.items():
-        if unknown := sorted(set(folders) - set(classes)):
+        if unknown := sorted(set(folders) - classes):
             raise UserError(_differ(where, f"{split} has classes that train has not", unknown))
         if empty := sorted(c for c, images in folders.items() if not images):
             raise UserError(_differ(where, f"{split} has classes without a single image", empty))
-    if missing := sorted(set(classes) - set(found["test"])):
+    if missing := sorted(classes - set(found["test"])):
         raise UserError(_differ(where, "train has classes that test has not", missing))
-    splits = {}
-    for split, folders in found.items():
-        pairs = [(f"{split}/{c}/{image}", k) for k, c in enumerate(classes) for image in sorted(folders.get(c, []))]
-        splits[split] = _split(pairs, load)
-    return Source(classes, splits, origin)
 
 
 def _split(pairs: Sequence[tuple[str, int]], load: Callable[[str], Image.Image]) -> Split:
@@ -209,6 +268,9 @@ def _split(pairs: Sequence[tuple[str, int]], load: Callable[[str], Image.Image])
     return Split(names, np.array([label for _, label in pairs], np.int64), lambda i: load(names[i]))
 
 
-def _differ(where: str, what: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{where}: {what}: {len(names)} ({shown}). Complete the folders, or remove the classes from all."
+def _differ(where: Path, what: str, names: Sequence[str]) -> str:
+    return f"{where}: {what}: {len(names)} ({_shown(names)}). Complete the folders, or remove the classes from all."
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

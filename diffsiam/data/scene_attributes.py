@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffsiam import params, runtime
 from diffsiam.data import prepare, sources
-from diffsiam.data.images import WORKERS
+from diffsiam.data.images import WORKERS, BrokenImage, attempt
 from diffsiam.data.readers import Split
 from diffsiam.errors import UserError
 
@@ -99,7 +99,10 @@ def respond(network: nn.Module, matrix: Tensor, split: Split, device: torch.devi
     progress, out = runtime.Progress(len(split), "scene attributes", "images"), []
 
     def pixels(i: int) -> np.ndarray:
-        return np.asarray(split.load(i).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+        try:
+            return attempt(lambda: np.asarray(split.load(i).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)))
+        except BrokenImage as e:
+            raise UserError(f"image {split.names[i]}: cannot be read: {e}. Replace or remove it.") from None
 
     with ThreadPoolExecutor(WORKERS) as pool:
         for start in range(0, len(split), _BATCH):
@@ -117,4 +120,4 @@ def write(out: Path, images: Sequence[str], names: Sequence[str], values: np.nda
 
     frame = pd.DataFrame(values, index=pd.Index(images, name="image"), columns=list(names))
     with runtime.atomic(out) as temporary:
-        frame.to_csv(temporary, float_format="%.5g")
+        frame.to_csv(temporary, float_format="%.5g", errors="surrogateescape")  # names of files may be any bytes

@@ -37,6 +37,21 @@ class Archive:
         """The files and folders that are there when this archive needs no fetching."""
         return [root / self.folder / name for name in self.makes or (self.file,)]
 
+    def present(self, root: Path) -> bool:
+        """Whether all that it yields is in its place.
+
+        Raises:
+            UserError: the place may not be looked into.
+        """
+        try:
+            for part in self.parts(root):
+                part.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as e:
+            raise UserError(f"{e.filename}: cannot be looked for ({e.strerror}). Make the folder readable.") from None
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:

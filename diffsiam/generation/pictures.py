@@ -113,7 +113,8 @@ def find_classifier(folder: Path, attribute: str, dims: str | None) -> probmask.
 
 
 def read_pictures(paths: Sequence[Path], side: int) -> Tensor:
-    """Image files of any size as (N, 3, side, side) in [-1, 1]: resized and cropped as data sets are.
+    """Image files of any size as (N, 3, side, side) in [-1, 1]: turned upright as their orientation tag says, then
+    resized and cropped as data sets are.
 
     Raises:
         UserError: a file is missing or no image.
@@ -139,8 +140,8 @@ def write_strip(out: Path, rows: Sequence[Tensor]) -> None:
 
 def _picture(path: Path, side: int) -> NDArray[np.uint8]:
     try:
-        return np.asarray(images.resize(images.decode(path), side))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
-    except images.BROKEN as e:
-        raise UserError(f"{path}: not an image that can be read ({e}). Give a PNG or JPEG file.") from None
+        return images.attempt(lambda: np.asarray(images.resize(images.decode(path, upright=True), side)))
+    except images.BrokenImage as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{path}: not an image that can be read: {e}. Give a PNG or JPEG file.") from None

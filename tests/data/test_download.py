@@ -156,6 +156,13 @@ def test_an_archive_in_a_zip_is_unpacked_too(tmp_path: Path, cfg: params.Data, w
     assert (source.classes, len(source.splits["train"]), len(source.splits["test"])) == (["Faces"], 30, 1)
 
 
+def test_what_a_mac_adds_to_an_archive_is_not_taken_for_its_content(tmp_path: Path, cfg: params.Data, web: Web) -> None:
+    images = {f"a/101_ObjectCategories/Faces/image_{i:04d}.jpg": png(tmp_path, i) for i in range(1, 32)}
+    files = {"__MACOSX/101_ObjectCategories/._Faces": b"x", **images}
+    source = prepare.find(serve(web, "Caltech", {"caltech-101.zip": zipped(files)}), Path(cfg.root), cfg)
+    assert source.classes == ["Faces"]
+
+
 def test_a_data_set_of_two_archives_needs_both(tmp_path: Path, cfg: params.Data, web: Web) -> None:
     images = {"SUN397/ClassName.txt": b"/a/abbey\n"}
     images |= {f"SUN397/a/abbey/sun_{i}.jpg": png(tmp_path, i) for i in (1, 2)}
@@ -196,7 +203,7 @@ def test_a_damaged_archive_without_a_checksum_leaves_nothing_that_looks_complete
     with pytest.raises(UserError, match=r"DTD: .*dtd-r1\.0\.1\.tar\.gz: (cannot be unpacked|holds no dtd)"):
         prepare.find(row, root, cfg)
     assert left(root) == ["dtd/dtd-r1.0.1.tar.gz"]
-    assert not any(download.present(archive, root) for archive in row.archives)
+    assert not any(archive.present(root) for archive in row.archives)
     assert not (root / "checksums.json").exists()
 
 

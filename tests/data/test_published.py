@@ -318,6 +318,19 @@ def test_caltechs_split_follows_the_seed_and_not_the_other_classes(tmp_path: Pat
     assert [n for n in names["a", 0] if "Faces" not in n] == names["b", 0]
 
 
+def test_hidden_files_and_folders_change_no_split(tmp_path: Path) -> None:
+    make_caltech(tmp_path, CALTECH)
+    before = published.read(sources.get("Caltech"), tmp_path, 0)
+    folder = tmp_path / "caltech101" / "101_ObjectCategories"
+    (folder / "accordion" / "._image_0001.jpg").write_bytes(b"\0\5\26\7")
+    save_image(folder / ".ipynb_checkpoints" / "image_0001.jpg", 0)
+    after = published.read(sources.get("Caltech"), tmp_path, 0)
+    assert after.classes == before.classes
+    assert {part: split.names for part, split in after.splits.items()} == {
+        part: split.names for part, split in before.splits.items()
+    }
+
+
 def test_a_caltech_class_without_test_images_is_named(tmp_path: Path) -> None:
     make_caltech(tmp_path, CALTECH | {"Faces": 30})
     with pytest.raises(UserError, match="class Faces has 30 images, needed are more than 30"):
@@ -334,6 +347,7 @@ def test_a_caltech_class_without_test_images_is_named(tmp_path: Path) -> None:
         ("Food", "food-101/meta/train.json", '{"apple_pie": ['),
         ("Pets", "oxford-iiit-pet/annotations/test.txt", "Abyssinian_1 1 1\nbeagle_100 2 2 1\n"),
         ("Cars", "stanford_cars/devkit/cars_train_annos.mat", "cut off"),
+        ("Cars", "stanford_cars/devkit/cars_train_annos.mat", "MATLAB 5.0" + " " * 114 + "\0\1IM" + "x" * 99),
         ("SUN", "SUN397-partitions/Testing_01.txt", "/z/zoo/sun_aaa.jpg\n"),
     ],
 )

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,101 @@ def test_files_that_are_no_images_are_not_read(tmp_path: Path) -> None:
     source = readers.class_folders("Food", tmp_path)
     assert source.classes == ["a", "b"]
     assert source.splits["train"].names[:2] == ["train/a/000.png", "train/a/UPPER.JPEG"]
+
+
+def read_both(tmp_path: Path) -> list[readers.Source]:
+    """The folder ``Food`` of ``tmp_path`` read as it is, and from a tar."""
+    make_tar(tmp_path / "Food.tar", tmp_path / "Food", "Food")
+    return [readers.class_folders("Food", tmp_path), readers.tar("Food", tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.webp", "WEBP"),
+        ("x.bmp", "BMP"),
+        ("x.TIF", "TIFF"),
+        ("x.gif", "GIF"),
+        ("x.avif", "AVIF"),
+        ("x.jfif", "JPEG"),
+        ("x.jpe", "JPEG"),
+        ("x.jpg.1", "JPEG"),
+        ("x.jpg?size=large", "JPEG"),
+        ("0a1b2c", "PNG"),
+        ("deep/er/x.png", "PNG"),
+    ],
+)
+def test_what_pillow_reads_is_read_whatever_its_suffix_and_at_any_depth(tmp_path: Path, name: str, kind: str) -> None:
+    top = make_folders(tmp_path / "Food", COUNTS)
+    image = Image.fromarray(np.full((6, 6, 3), 77, np.uint8))
+    (top / "train" / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+    image.save(top / "train" / "b" / name, kind)
+    for source in read_both(tmp_path):
+        train = source.splits["train"]
+        assert train.labels.tolist() == [0, 1, 1, 1]
+        read = np.asarray(train.load(list(train.names).index(f"train/b/{name}")), int)
+        assert np.abs(read - 77).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.HEIF", "x.jxl", "x.svg"])
+def test_images_that_pillow_lacks_are_counted_so_that_they_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    top = make_folders(tmp_path / "Food", COUNTS)
+    (top / "train" / "a" / name).write_bytes(b"x")
+    for source in read_both(tmp_path):
+        assert f"train/a/{name}" in source.splits["train"].names
+
+
+def test_what_is_left_out_is_said_and_hidden_names_are_not_worth_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    top = make_folders(tmp_path / "Food", COUNTS)
+    for name in ("train/a/notes.txt", "test/b/deep/Thumbs.db", "README.md", "train/a/._000.png", ".DS_Store"):
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).write_bytes(b"P5 nearly an image")
+    save_image(top / "masks" / "000.png", 1)
+    read_both(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    named = "left out 4, no images of a split: test/b/deep/Thumbs.db, train/a/notes.txt, README.md, masks/"
+    assert lines == [f"{tmp_path / file}: {named}" for file in ("Food", "Food.tar")]
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val", "dev", "Test"])
+def test_a_split_under_another_name_is_refused_by_that_name(tmp_path: Path, name: str) -> None:
+    top = make_folders(tmp_path / "Food", COUNTS)
+    save_image(top / name / "b" / "deep" / "0.png", 0)
+    make_tar(tmp_path / "Food.tar", tmp_path / "Food", "Food")
+    for read in (readers.class_folders, readers.tar):
+        with pytest.raises(UserError, match=rf"{name}/ holds images of the classes of train \(b\).*Rename it"):
+            read("Food", tmp_path)
+
+
+def test_images_beside_the_classes_of_a_split_are_refused_by_name(tmp_path: Path) -> None:
+    save_image(make_folders(tmp_path / "Food", COUNTS) / "train" / "000.png", 0)
+    make_tar(tmp_path / "Food.tar", tmp_path / "Food", "Food")
+    for read in (readers.class_folders, readers.tar):
+        with pytest.raises(UserError, match=r"1 images lie in no class: train/000\.png\. Move"):
+            read("Food", tmp_path)
+
+
+def test_what_was_found_is_said_where_a_split_is_missing(tmp_path: Path) -> None:
+    make_folders(tmp_path / "x" / "Food-v2", COUNTS)
+    make_tar(tmp_path / "Food.tar", tmp_path / "x" / "Food-v2", "Food-v2")
+    with pytest.raises(UserError, match=r"no train images\. Needed: Food/train/<class>/\*.*Found: Food-v2/\."):
+        readers.tar("Food", tmp_path)
+
+
+def test_classes_are_compared_in_unicodes_composed_form(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "pensée") for form in ("NFC", "NFD"))
+    counts = {"train": {composed: 1, "rose": 1}, "test": {decomposed: 2, "rose": 1}, "val": {composed: 1}}
+    save_image(make_folders(tmp_path / "Food", counts) / "val" / decomposed / "000.png", 9)  # two folders, one class
+    for source in read_both(tmp_path):
+        assert source.classes == [composed, "rose"]
+        assert {part: split.labels.tolist() for part, split in source.splits.items()} == {
+            "train": [0, 1],
+            "val": [0, 0],
+            "test": [0, 0, 1],
+        }
+        assert pixels(source.splits["test"]).shape == (3, 8, 8, 3)  # under the names that the disk has
 
 
 @pytest.mark.parametrize("arcname", ["Food", ".", "./Food"])
@@ -117,6 +214,22 @@ def test_a_tar_that_reaches_outside_is_refused_by_the_members_name(tmp_path: Pat
     with pytest.raises(UserError, match="refused") as e:
         readers.tar("Food", tmp_path)
     assert bad.name in str(e.value)
+
+
+def test_the_command_of_the_message_makes_a_tar_of_links_one_that_is_read(tmp_path: Path) -> None:
+    top = make_folders(tmp_path / "Food", COUNTS)
+    (top / "train" / "a" / "soft.png").symlink_to("000.png")
+    os.link(top / "train" / "a" / "000.png", top / "train" / "a" / "hard.png")
+    (top / "test" / "a").rename(tmp_path / "elsewhere")
+    (top / "test" / "a").symlink_to(tmp_path / "elsewhere")
+    make_tar(tmp_path / "Food.tar", top, "Food")
+    with pytest.raises(UserError, match=r"is refused \(a link\)") as e:
+        readers.tar("Food", tmp_path)
+    subprocess.run(str(e.value).split("`")[1], shell=True, check=True, cwd=tmp_path)
+    source = readers.tar("Food", tmp_path)
+    assert source.splits["train"].names[:3] == ["train/a/000.png", "train/a/hard.png", "train/a/soft.png"]
+    assert np.ptp(pixels(source.splits["train"])[:3], axis=0).max() == 0
+    assert len(source.splits["test"]) == 2
 
 
 @pytest.mark.parametrize("where", ["between members", "in a header", "in an image", "before the end mark"])

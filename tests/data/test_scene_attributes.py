@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 from diffsiam import params
-from diffsiam.data import scene_attributes
+from diffsiam.data import readers, scene_attributes, unlabelled
 from diffsiam.errors import UserError
 from tests.data.small_data import save_image
 
@@ -102,3 +102,17 @@ def test_another_network_or_matrix_is_refused(cfg: params.Data, root: Path, tmp_
     torch.save({"state_dict": {}}, root / "places365" / scene_attributes.NETWORK)
     with pytest.raises(UserError, match="not the published scene-attribute predictor"):
         scene_attributes.run("Bedroom", ["rusty"], cfg, RT, tmp_path / "a.csv")
+
+
+def test_an_image_that_cannot_be_read_is_named_with_its_cause(cfg: params.Data, root: Path, tmp_path: Path) -> None:
+    (root / "Bedroom/train/bedroom/train1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"image train/bedroom/train1\.png: cannot be read: empty"):
+        scene_attributes.run("Bedroom", ["rusty"], cfg, RT, tmp_path / "a.csv")
+
+
+def test_names_of_any_bytes_come_back_from_the_table(tmp_path: Path) -> None:
+    names = ["caf\udce9.png", "寝室.png"]
+    scene_attributes.write(tmp_path / "a.csv", names, ["rusty"], np.array([[1.0], [-1.0]]))
+    split = readers.Split(names, np.zeros(2, np.int64), lambda i: Image.new("RGB", (1, 1)))
+    source = unlabelled.with_attributes(readers.Source(["bedroom"], {"train": split}, {}), tmp_path / "a.csv")
+    assert source.splits["train"].attributes.tolist() == [[1], [0]]

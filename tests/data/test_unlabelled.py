@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import unicodedata
 from pathlib import Path
 
 import lmdb
@@ -69,8 +70,35 @@ def test_celeba_in_a_tar_gives_the_same_arrays_as_unpacked(tmp_path: Path, cfg: 
     folder = make_celeba(tmp_path / "celeba")
     make_tar(Path(cfg.root) / "CelebA.tar", folder, "celeba")
     packed = run("CelebA", cfg, tmp_path / "packed")
+    (Path(cfg.root) / "CelebA.tar").unlink()
     make_celeba(Path(cfg.root) / "celeba")
     assert run("CelebA", cfg, tmp_path / "unpacked")["sha256"] == packed["sha256"]
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["tar", "folder"])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("list_attr_celeba.txt", ""),
+        ("list_attr_celeba.txt", "7\nYoung Male\n000000.jpg 1 x\n"),
+        ("list_eval_partition.txt", "000000.jpg 7\n"),
+        ("list_eval_partition.txt", "000000.jpg\n"),
+        ("list_eval_partition.txt", None),
+    ],
+)
+def test_damaged_lists_of_celeba_are_one_message(
+    tmp_path: Path, cfg: params.Data, packed: bool, file: str, text: str | None
+) -> None:
+    folder = make_celeba((tmp_path if packed else Path(cfg.root)) / "celeba")
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    if packed:
+        make_tar(Path(cfg.root) / "CelebA.tar", folder, "celeba")
+    with pytest.raises(UserError, match=r"celeba") as e:
+        run("CelebA", cfg, tmp_path / "out")
+    assert "list_eval_partition.txt" in str(e.value)
 
 
 def test_the_face_crop_is_pdaes_square_and_half_of_it_on_a_half_size_copy() -> None:
@@ -115,6 +143,50 @@ def test_ffhq_splits_its_images_by_number_at_any_depth(tmp_path: Path, cfg: para
     assert np.load(tmp_path / "out/attributes_train.npy").shape == (12, 0)
 
 
+def numbered(root: Path, names: list[str]) -> dict[str, list[int]]:
+    """Grey images of the value that their number says; which split each number is read into."""
+    for name in names:
+        (root / "ffhq" / name).parent.mkdir(parents=True, exist_ok=True)
+        value = int("".join(filter(str.isdigit, Path(name).stem)))
+        Image.new("L", (8, 8), value).save(root / "ffhq" / name)
+    source = unlabelled.ffhq(root)
+    return {
+        part: [split.load(i).getpixel((0, 0))[0] for i in range(len(split))] for part, split in source.splits.items()
+    }
+
+
+def test_ffhq_counts_by_number_with_or_without_padding(tmp_path: Path) -> None:
+    assert numbered(tmp_path, [f"{i}.png" for i in range(14)]) == {"train": [*range(12)], "test": [12, 13]}
+    assert numbered(tmp_path, [f"img{100 + i}.png" for i in range(7)])["test"] == [104, 105, 106]
+
+
+@pytest.mark.parametrize("one", ["images1024x1024/", "", "00000/"])
+def test_of_two_copies_of_ffhq_one_is_read_and_the_other_named(
+    tmp_path: Path, one: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{folder}{i:05d}.png" for folder in (one, "thumbnails128x128/00000/") for i in range(14)]
+    assert numbered(tmp_path, names) == {"train": [*range(12)], "test": [12, 13]}
+    said = capsys.readouterr().err
+    assert f"read is {one if one.startswith('images') else 'others'}".rstrip("/") in said
+    assert "left out, other copies: thumbnails128x128 (14 images)" in said
+
+
+def test_a_face_of_an_unknown_or_a_repeated_number_is_refused_by_name(tmp_path: Path) -> None:
+    numbered(tmp_path, [f"{i:05d}.png" for i in range(14)])
+    save_image(tmp_path / "ffhq" / "cover.png", 0)
+    with pytest.raises(UserError, match=r"cover\.png has no number"):
+        unlabelled.ffhq(tmp_path)
+    (tmp_path / "ffhq" / "cover.png").rename(tmp_path / "ffhq" / "3.webp")
+    with pytest.raises(UserError, match=r"00003\.png and 3\.webp have the same number"):
+        unlabelled.ffhq(tmp_path)
+
+
+def test_hidden_files_do_not_count_as_faces(tmp_path: Path) -> None:
+    save_image(tmp_path / "ffhq" / ".trash" / "00099.png", 0)
+    (tmp_path / "ffhq").joinpath("._00000.png").write_bytes(b"\0\5\26\7")
+    assert numbered(tmp_path, [f"{i:05d}.png" for i in range(14)]) == {"train": [*range(12)], "test": [12, 13]}
+
+
 def test_without_ffhq_the_message_says_where_it_belongs(tmp_path: Path, cfg: params.Data) -> None:
     with pytest.raises(UserError, match=f"{cfg.root}/ffhq"):
         run("FFHQ", cfg, tmp_path / "out")
@@ -152,6 +224,31 @@ def test_bedroom_as_class_folders_is_streamed_too(tmp_path: Path, cfg: params.Da
         assert np.array_equal(stream[torch.tensor([3])][0], np.asarray(image))
 
 
+@pytest.mark.parametrize(
+    "name", ["schlafzimmer_grün", "寝室", "caf\udce9"], ids=["latin", "kanji", "no unicode at all"]
+)
+def test_streamed_images_may_have_any_name(tmp_path: Path, cfg: params.Data, name: str) -> None:
+    for part in ("train", "test"):
+        for i in range(5):
+            save_image(Path(cfg.root) / f"Bedroom/{part}/bedroom/{i}{name}.png", i)
+    run("Bedroom", cfg, tmp_path / "out")
+    stream = images.open_images(tmp_path / "out/images_train.npy", Path(cfg.root))
+    with Image.open(Path(cfg.root) / f"Bedroom/train/bedroom/3{name}.png") as image:
+        assert np.array_equal(stream[torch.tensor([3])][0], np.asarray(image))
+
+
+def test_keys_of_an_lmdb_may_have_any_bytes(tmp_path: Path, cfg: params.Data) -> None:
+    make_lmdb(Path(cfg.root) / "bedroom_val_lmdb", 3)
+    place = Path(cfg.root) / "bedroom_train_lmdb"
+    with lmdb.open(str(place)) as environment, environment.begin(write=True) as transaction:
+        for i, key in enumerate((b"gr\xfcn", "grün".encode(), b"plain")):
+            transaction.put(key, save_image(tmp_path / "x.png", i).read_bytes())
+    run("Bedroom", cfg, tmp_path / "out")
+    stream = images.open_images(tmp_path / "out/images_train.npy", Path(cfg.root))
+    assert sorted(stream.names.tolist()) == sorted([b"gr\xfcn", "grün".encode(), b"plain"])
+    assert stream[0:3].shape == (3, 8, 8, 3)
+
+
 def test_an_array_is_opened_as_a_tensor(tmp_path: Path, cfg: params.Data) -> None:
     run("sprites", cfg, tmp_path / "out")
     opened = images.open_images(tmp_path / "out/images_train.npy", Path("nowhere"))
@@ -180,6 +277,18 @@ def test_a_table_of_attributes_joins_by_name_whatever_its_order(tmp_path: Path, 
     assert meta["attributes"] == ["rusty", "indoor lighting"]
     expected = [[int(i > 4), int(i % 2 == 0)] for i in range(10)]
     assert np.load(tmp_path / "out/attributes_train.npy").tolist() == expected
+
+
+def test_a_table_joins_names_that_differ_in_unicode_form_alone(tmp_path: Path, cfg: params.Data) -> None:
+    rows = ["image,rusty"]
+    for part in ("train", "test"):
+        for i in range(5):
+            name = f"{part}/bedroom/{i}é.png"
+            save_image(Path(cfg.root) / "Bedroom" / unicodedata.normalize("NFC", name), i)
+            rows.append(f"{unicodedata.normalize('NFD', name)},{i - 2}")
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    run("Bedroom", cfg, tmp_path / "out", tmp_path / "a.csv")
+    assert np.load(tmp_path / "out/attributes_test.npy")[:, 0].tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_table_without_an_image_or_with_words_is_refused(tmp_path: Path, cfg: params.Data) -> None:

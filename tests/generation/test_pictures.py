@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffsiam import cli
 from diffsiam.evaluation import probmask
+from diffsiam.generation import pictures
 from tests.generation import tiny_guided
 from tests.training import tiny
 
@@ -29,6 +30,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, size in (("a.png", (50, 31, 3)), ("b.jpg", (9, 12, 3))):
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(name)
     Path("text.png").write_text("no picture")
+    Path("empty.jpg").touch()
+    Image.new("F", (9, 9)).save("float.tif")
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save("avif.jpg", "AVIF")
+    damaged = bytearray(Path("avif.jpg").read_bytes())
+    at = damaged.rindex(b"mdat") + 4
+    damaged[at : at + 64] = bytes(64)
+    Path("avif.jpg").write_bytes(damaged)
     folder = results / "probmask" / "sprites" / "diffsiam_hier" / "seed0"
     for stem, name, masked in (("Red_left_3", "Red left", True), ("Red_left_all", "Red left", False)):
         weight = np.zeros(tiny_guided.DIM, np.float32)
@@ -68,6 +76,19 @@ def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dime
     assert (strip("three.png")[:, -TILE:] != strip("all.png")[:, -TILE:]).any()
 
 
+def test_a_picture_of_a_turned_camera_is_upright_and_16_bits_are_scaled(tmp_path: Path) -> None:
+    half = np.zeros((16, 16, 3), np.uint8)
+    half[:, :8] = 255  # white on the left of what the sensor saw
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(half).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    Image.fromarray(half[:, :, 0].T.astype(np.uint16) * 257).save(tmp_path / "scan.png")
+    phone, scan = pictures.read_pictures([tmp_path / "phone.jpg", tmp_path / "scan.png"], 16)
+    assert (phone[:, :8] > 0.9).all()
+    assert (phone[:, 8:] < -0.9).all()
+    assert np.allclose(scan, phone, atol=0.1)
+
+
 COUNTERFACTUAL = ["counterfactual", "a.png", "b.jpg", "--segments", "0-2", "--out", "x.png"]
 MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"]
 
@@ -75,7 +96,10 @@ MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["counterfactual", "a.png", "text.png", *COUNTERFACTUAL[3:]], ["text.png: not an image"]),
+        (["counterfactual", "a.png", "text.png", *COUNTERFACTUAL[3:]], ["text.png: not an image", "of no format"]),
+        (["counterfactual", "a.png", "empty.jpg", *COUNTERFACTUAL[3:]], ["empty.jpg: not an image", "empty"]),
+        (["counterfactual", "a.png", "avif.jpg", *COUNTERFACTUAL[3:]], ["avif.jpg: not an image", "damaged"]),
+        (["counterfactual", "a.png", "float.tif", *COUNTERFACTUAL[3:]], ["float.tif: not an image", "mode F"]),
         (["counterfactual", "a.png", "c.png", *COUNTERFACTUAL[3:]], ["c.png: no such file"]),
         ([*COUNTERFACTUAL, "--segments", "0-9"], ["'0-9'", "4 segments", "0 <= A <= B <= 4"]),
         ([*COUNTERFACTUAL, "--scales", "2"], ["--scales 2", "0 to 1"]),
