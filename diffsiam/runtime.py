@@ -99,25 +99,36 @@ def compute_dtype(runtime: Runtime, device: torch.device) -> torch.dtype:
 
 # ----------------------------------------------------------------------------------------------- atomic files
 @contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """What the system refuses while a file is written (no room, no permission, a folder of that name) is a `UserError`
+    that names ``path``, whichever library writes. What libraries raise of their own has no errno, and passes."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None:
+            raise
+        raise _unwritable(path, e) from None
+
+
+@contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what is written there appears under ``path`` when the block ends
-    well, and is removed when it does not. A folder that cannot be written to is a `UserError`."""
+    well, and is removed when it does not. Every file is written through this, so that a full disk, or a folder that
+    cannot be written to, is the same `UserError` everywhere."""
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as e:
-        raise _unwritable(path, e) from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -134,12 +145,9 @@ def _unwritable(path: Path | str, error: Exception) -> UserError:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically; a full disk is a `UserError`."""
+    """Write a text file atomically."""
     with atomic(path) as temporary:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-        except OSError as e:
-            raise _unwritable(path, e) from None
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -165,7 +173,7 @@ def sha256(path: Path | str) -> str:
 
 # ---------------------------------------------------------------------------------------------------- weights
 def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file, atomically; a full disk is a `UserError`."""
+    """Write tensors to a safetensors file, atomically."""
     import safetensors
     import safetensors.torch
 
@@ -173,7 +181,7 @@ def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
     with atomic(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary)
-        except (safetensors.SafetensorError, OSError) as e:
+        except safetensors.SafetensorError as e:  # its own word for what the system refuses
             raise _unwritable(path, e) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,35 +128,130 @@ def test_atomic_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import pathlib, resource, signal, sys, torch
+import pathlib, resource, signal, sys, numpy as np, pandas as pd, torch
+from matplotlib.figure import Figure
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.evaluation import store
+from diffsiam.report.save import save
+
+noise = np.random.default_rng(0).random((200, 200))
+figure = Figure()
+figure.subplots().imshow(noise)
+
+def table(path):
+    with runtime.atomic(path) as temporary:
+        pd.DataFrame(noise).to_csv(temporary)
+
+def arrays(path):
+    with runtime.atomic(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(f, noise)
+
+def pdf(path):
+    with runtime.atomic(path) as temporary:
+        figure.savefig(temporary, format="pdf")
+
+def streamed(path):
+    with runtime.writing(path), open(path, "wb") as f:
+        f.write(noise.tobytes())
+
+labels = np.zeros(len(noise), int)
+writers = {
+    "w.safetensors": lambda path: runtime.save_weights(path, {"w": torch.zeros(100_000)}),
+    "t.txt": lambda path: runtime.write_text(path, 100_000 * "x"),
+    "r.json": lambda path: store.write_result(path, {"x": [*range(10_000)]}),
+    "f.npz": lambda path: store.write(path, noise, labels, noise, labels),
+    "a.npz": arrays,
+    "t.csv": table,
+    "p.png": lambda path: save(figure, path),
+    "p.pdf": pdf,
+    "s.bin": streamed,
+}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write beyond the limit fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-folder = pathlib.Path(sys.argv[1])
-try:
-    runtime.save_weights(folder / "w.safetensors", {"w": torch.zeros(100_000)})
-except UserError as e:
-    print(e)
-try:
-    runtime.write_text(folder / "t.txt", 100_000 * "x")
-except UserError as e:
-    print(e)
+for name, write in writers.items():
+    try:
+        write(pathlib.Path(sys.argv[1]) / name)
+    except UserError as e:
+        print(e)
 """
+FULL_DISK_FILES = ["w.safetensors", "t.txt", "r.json", "f.npz", "a.npz", "t.csv", "p.png", "p.pdf", "s.bin"]
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_files(tmp_path: Path) -> None:
-    runtime.save_weights(tmp_path / "w.safetensors", {"w": torch.ones(3)})
-    runtime.write_text(tmp_path / "t.txt", "old")
+def test_a_full_disk_is_one_message_for_every_kind_of_file_and_leaves_the_old_ones(tmp_path: Path) -> None:
+    replaced = FULL_DISK_FILES[:-1]  # the last is written in place, in a folder of its own
+    for name in replaced:
+        (tmp_path / name).write_text("old")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )
-    weights, text = done.stdout.splitlines()
-    assert weights.startswith(f"{tmp_path / 'w.safetensors'}: cannot be written (")
-    assert text.startswith(f"{tmp_path / 't.txt'}: cannot be written (")
-    assert torch.equal(runtime.load_weights(tmp_path / "w.safetensors")["w"], torch.ones(3))
-    assert (tmp_path / "t.txt").read_text() == "old"
-    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "t.txt"}
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(FULL_DISK_FILES)
+    for line, name in zip(lines, FULL_DISK_FILES, strict=True):
+        assert line.startswith(f"{tmp_path / name}: cannot be written ("), line
+        assert "File too large" in line
+    assert [(tmp_path / name).read_text() for name in replaced] == len(replaced) * ["old"]
+    assert {p.name for p in tmp_path.iterdir()} == set(FULL_DISK_FILES)
+
+
+def test_what_a_library_raises_of_its_own_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    """A dropped connection and an undecodable image are OSErrors too."""
+    with pytest.raises(OSError, match="dropped"), runtime.writing(tmp_path / "x"):
+        raise OSError("dropped")
+
+
+# Writers whose caller names the disk in a message of its own, or that write to their own module's lock.
+OWN_WRITERS = {"diffsiam.runtime", "diffsiam.data.prepare", "diffsiam.data.download", "diffsiam.records"}
+WRITES = {"write_text", "write_bytes", "to_csv", "savefig", "savez", "savez_compressed", "save_file", "tofile"}
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call writes a file by itself."""
+    text = ast.unparse(call.func)
+    name = text.rsplit(".", 1)[-1]
+    if text == "open":
+        return bool(call.args[1:]) and bool(set(ast.literal_eval(call.args[1])) & set("wax"))
+    if name == "save":
+        return text.startswith(("np.", "torch.", "Image."))
+    return name in WRITES and not text.startswith("runtime.")
+
+
+def unguarded_writes(source: str) -> list[int]:
+    """Lines that write a file outside `runtime.atomic` and `runtime.writing`."""
+
+    def lines(node: ast.AST) -> Iterator[int]:
+        if isinstance(node, ast.With):
+            names = {n.attr for item in node.items for n in ast.walk(item) if isinstance(n, ast.Attribute)}
+            if names & {"atomic", "writing"}:
+                return
+        if isinstance(node, ast.Call) and writes(node):
+            yield node.lineno
+        for child in ast.iter_child_nodes(node):
+            yield from lines(child)
+
+    return [*lines(ast.parse(source))]
+
+
+def test_every_file_is_written_where_a_full_disk_becomes_a_message() -> None:
+    package = ROOT / "diffsiam"
+    found = {}
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if module not in OWN_WRITERS and (lines := unguarded_writes(path.read_text())):
+            found[module] = lines
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'open(p, "wb")', 'open(p, "a")', "np.savez(f, x=x)", "frame.to_csv(p)", "p.write_text(t)", "fig.savefig(p)",
+        "torch.save(x, p)", "Image.fromarray(x).save(p)", "safetensors.torch.save_file(x, p)",
+    ],
+)  # fmt: skip
+def test_a_write_past_the_one_writer_would_be_found(line: str) -> None:
+    assert unguarded_writes(line) == [1]
+    assert unguarded_writes(f"with runtime.atomic(p) as t:\n    {line}") == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

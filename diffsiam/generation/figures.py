@@ -129,8 +129,9 @@ def run(
     if what == "classifier":
         return train_classifier(job, out)
     if what == "numbers":
+        frame = numbers(job)
         with runtime.atomic(out) as temporary:
-            numbers(job).to_csv(temporary, index=False, float_format="%.6g")
+            frame.to_csv(temporary, index=False, float_format="%.6g")
         return None
     arrays = {"denoise": denoise, "counterfactual": counterfactuals, "manipulation": manipulations}[what](job)
     with runtime.atomic(out) as temporary, open(temporary, "wb") as f:

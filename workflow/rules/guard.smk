@@ -29,7 +29,14 @@ if workflow.is_main_process:
     except UserError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
-    atexit.register(lambda: records.seal(made()))
+
+    def seal():
+        try:
+            records.seal(made())
+        except UserError as e:  # too late for another exit status, which is Snakemake's
+            print(e, file=sys.stderr)
+
+    atexit.register(seal)
 elif os.environ.get("DIFFSIAM_PLANNED", PLANNED) != PLANNED:
     print(
         "params.yaml or the code was edited after this run was planned; the job was not started. Stop Snakemake, and run "
