@@ -218,14 +218,19 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str | None:
-    """The commit checked out in ``root``, with ``-dirty`` where package or rules differ from it. An edited params.yaml
-    does not count: what was in it stands in the record itself."""
+    """The commit checked out in ``root``, with ``-dirty`` where package or rules differ from it; None where ``root`` is
+    not the top of a repository: one that it happens to lie in has other commits. An edited params.yaml does not count:
+    what was in it stands in the record itself."""
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # a hook sets them for the repository that it is of
+    own = {k: v for k, v in os.environ.items() if k not in elsewhere}
+    own |= {"GIT_CEILING_DIRECTORIES": str(root.resolve().parent), "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", *args], cwd=root, env=own, capture_output=True, text=True, check=False).stdout
 
     try:
-        name, changed = git("describe", "--always"), git("diff", "HEAD", "--name-only", "--", *_CODE)
+        name = git("describe", "--always").strip()
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *_CODE)
     except OSError:  # no git here: a record without a commit is better than a training that fails at its end
         return None
     return f"{name}-dirty" if name and changed else name or None

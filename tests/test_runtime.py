@@ -353,7 +353,41 @@ def test_a_commit_is_dirty_by_edited_code_and_not_by_edited_params(tmp_path: Pat
     assert runtime._commit(tmp_path) == commit
     (tmp_path / "diffsiam" / "code.py").write_text("a: 2\n")
     assert runtime._commit(tmp_path) == f"{commit}-dirty"
-    assert runtime._commit(tmp_path.parent) is None
+    git("checkout", "--quiet", "diffsiam")
+    assert runtime._commit(tmp_path) == commit
+    (tmp_path / "diffsiam" / "method.py").write_text("a module that no commit has\n")
+    assert runtime._commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_repository_around_the_pipeline_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zip of the pipeline unpacked inside another repository, an installation in another's environment, a run from
+    another's hook: all of them see a commit that is not the code's."""
+
+    def git(folder: Path, *args: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *who, *args], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    other, inside = tmp_path / "other", tmp_path / "other" / "deep" / "pipeline"
+    (inside / "diffsiam").mkdir(parents=True)
+    (inside / "diffsiam" / "code.py").write_text("a: 1\n")
+    git(other, "init", "--quiet")
+    git(other, "commit", "--quiet", "--allow-empty", "--message", "of the other")
+    assert runtime._commit(inside) is None
+    (tmp_path / "link").symlink_to(inside)
+    assert runtime._commit(tmp_path / "link") is None
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert runtime._commit(inside) is None
+    monkeypatch.delenv("GIT_DIR")
+    git(inside, "init", "--quiet")
+    git(inside, "add", ".")
+    git(inside, "commit", "--quiet", "--message", "of the pipeline")
+    own = git(inside, "rev-parse", "--short", "HEAD")
+    assert runtime._commit(inside) == own
+    git(inside, "worktree", "add", "--quiet", "--detach", str(other / "tree"))
+    assert runtime._commit(other / "tree") == own
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert runtime._commit(inside) == own
 
 
 # ---------------------------------------------------------------------------------------------------- progress
