@@ -161,18 +161,22 @@ def _untouched(output: str, record: dict[str, Any]) -> bool:
     return record.get("endtime") in (os.stat(output).st_mtime, os.lstat(output).st_mtime)
 
 
+# A run for what was made from a file does not miss it.
+_ANEW = "delete them, and ask for them by name: `snakemake --cores all FILE ...`."
+
+
 def _message(unknown: list[str], changed: list[str]) -> str:
     parts = ["Files in results/ and Snakemake's records of them (.snakemake/metadata) disagree: nothing was planned."]
     if changed:
         parts += [
             f"Not what the record says, because edited, damaged or of another commit: {_names(changed)}\n"
-            "  `dvc checkout --force` brings them back from DVC's cache; or delete them, and the next run remakes them."
+            f"  `dvc checkout --force` brings them back from DVC's cache; or {_ANEW}"
         ]
     if unknown:
         parts += [
             f"No record of the params and code that made them: {_names(unknown)}\n"
             "  `make restore` takes them over where DVC knows them under the params and code of this checkout; or "
-            "delete them, and the next run remakes them."
+            f"{_ANEW}"
         ]
     return "\n".join(parts)
 

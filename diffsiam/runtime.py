@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffsiam.errors import UserError
 from diffsiam.params import Runtime
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 
@@ -155,14 +158,80 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+# ------------------------------------------------------------------------------------------------------ reading
+def missing(path: Path | str) -> UserError:
+    """That a file is not there, and how to get it."""
+    made = _made(path)
+    hint = f"Ask Snakemake for it: `{made}`" if made else "Name one that is there, or make it first"
+    return UserError(f"{path}: no such file. {hint}.")
+
+
+def damaged(path: Path | str, problem: str) -> UserError:
+    """That a file is not what it should be, and how to get it anew. Nothing is planned for a file that is there, nor
+    for one that is gone while what was made from it is up to date: so it is asked for by its name."""
+    made = _made(path)
+    if made:
+        hint = f"Delete it and ask Snakemake for it by name: `rm {shlex.quote(str(path))} && {made}`."
+    else:
+        hint = "Delete it and run the command that made it again; where none did, name another."
+    return UserError(f"{path}: {problem}. {hint}")
+
+
+def _made(path: Path | str) -> str | None:
+    """The command that makes ``path``, where it lies among the results of the project in the working directory."""
+    place = Path(os.path.abspath(path))
+    if not place.is_relative_to(Path.cwd() / "results"):
+        return None
+    return f"snakemake --cores all {shlex.quote(place.relative_to(Path.cwd()).as_posix())}"
+
+
 def read_json(path: Path | str) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e}). Delete it and run Snakemake again.") from None
+        raise missing(path) from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise damaged(path, f"not valid JSON ({e})") from None
+
+
+def read_csv(path: Path | str) -> pd.DataFrame:
+    """Read a table; a missing or damaged file is a `UserError`."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (OSError, ValueError) as e:  # pandas' own are ValueErrors
+        raise damaged(path, f"not a readable table ({' '.join(str(e).split())})") from None
+
+
+def read_array(path: Path | str) -> NDArray[Any]:
+    """The array in a .npy file, as a memory map whose pages are private to this process; a missing or damaged file is a
+    `UserError`."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except Exception as e:  # a header that is damaged in the right place raises anything
+        raise damaged(path, f"not a complete .npy file of plain numbers ({_cause(e)})") from None
+
+
+def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
+    """The arrays in an .npz file, by name; a missing or damaged file is a `UserError`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except Exception as e:  # as above, and whatever the zip's reader raises
+        raise damaged(path, f"not a complete .npz file of plain arrays ({_cause(e)})") from None
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what NumPy says: the next may advise to unpickle the file."""
+    return f"{type(error).__name__}: {str(error).partition('. ')[0]}"
 
 
 def sha256(path: Path | str) -> str:
@@ -193,9 +262,9 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
+        raise missing(path) from None
     except (safetensors.SafetensorError, OSError) as e:
-        raise UserError(f"{path}: not a complete safetensors file ({e}). Delete it and run Snakemake again.") from None
+        raise damaged(path, f"not a complete safetensors file ({e})") from None
 
 
 # ------------------------------------------------------------------------------------------------- provenance

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +260,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         runtime.write_text(tmp_path / "file" / "x.txt", "text")
 
 
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"out: cannot be written \(.*Is a directory"):
+        runtime.write_text(tmp_path / "out", "text")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_json_round_trip_keeps_the_order_of_keys_and_refuses_nan(tmp_path: Path) -> None:
     value = {"b": 1, "a": [1.5, None, "ü"]}
     runtime.write_json(tmp_path / "x.json", value)
@@ -269,13 +277,109 @@ def test_json_round_trip_keeps_the_order_of_keys_and_refuses_nan(tmp_path: Path)
     assert not (tmp_path / "y.json").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"])
-def test_missing_and_damaged_json_is_named(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json"):
-        runtime.read_json(path)
+# ----------------------------------------------------------------------------------------------------- reading
+READERS: dict[str, Callable[[Path], object]] = {
+    "x.json": runtime.read_json,
+    "x.csv": runtime.read_csv,
+    "x.npy": runtime.read_array,
+    "x.npz": runtime.read_arrays,
+    "x.safetensors": runtime.load_weights,
+}
+
+
+def whole(folder: Path, name: str) -> Path:
+    """A small file of the kind."""
+    path, values = folder / name, np.arange(12.0).reshape(3, 4)
+    {
+        "x.json": lambda: runtime.write_json(path, {"a": values.tolist()}),
+        "x.csv": lambda: path.write_text("a,b\n1,2\n3,4\n"),
+        "x.npy": lambda: np.save(path, values),
+        "x.npz": lambda: np.savez(path, x=values, y=values),
+        "x.safetensors": lambda: runtime.save_weights(path, {"x": torch.ones(3)}),
+    }[name]()
+    return path
+
+
+def test_arrays_and_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert runtime.read_array(whole(tmp_path, "x.npy")).tolist() == np.arange(12.0).reshape(3, 4).tolist()
+    assert set(runtime.read_arrays(whole(tmp_path, "x.npz"))) == {"x", "y"}
+    assert runtime.read_csv(whole(tmp_path, "x.csv")).to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "not text", "a folder", "a web page"])
+def test_what_cannot_be_read_is_one_message_that_names_it(name: str, damage: str, tmp_path: Path) -> None:
+    path = whole(tmp_path, name)
+    content = {
+        "empty": b"",
+        "cut": path.read_bytes()[:-9],
+        "not text": b"\xff\xfe",
+        "a web page": b'<a href=",">\n1,2,"',
+    }
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(content[damage])
+    if name == "x.csv" and damage in ("cut", "a web page"):  # a table may end anywhere, and hold any text
+        return
+    with pytest.raises(UserError) as error:
+        READERS[name](path)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}: no such file. Name one" if damage == "missing" else f"{path}: not ")
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.npy", "x.npz", "x.safetensors"])
+def test_a_file_with_wrong_bytes_is_read_or_is_one_message(name: str, tmp_path: Path) -> None:
+    data = np.frombuffer(whole(tmp_path, name).read_bytes(), np.uint8)
+    rng, met = np.random.default_rng(0), []
+    for i in range(200):
+        wrong = data.copy()
+        places = rng.integers(len(data), size=int(rng.integers(1, 4)))
+        wrong[places] = rng.integers(256, size=len(places))
+        path = tmp_path / f"{i}{name}"
+        path.write_bytes(wrong.tobytes())
+        try:
+            READERS[name](path)
+        except UserError as e:
+            met.append(str(e).startswith(f"{path}: not "))
+    assert len(met) > 20
+    assert all(met)
+
+
+def test_no_object_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "x.npz", x=np.array([{}]))
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UserError, match=r"not a complete .*(pickle=False|object arrays)|Python objects") as error:
+            READERS[name](tmp_path / name)
+        assert "load it" not in str(error.value)
+
+
+def test_a_missing_result_is_asked_of_snakemake_as_the_rules_name_it_and_any_other_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("results/a b.json", tmp_path / "results" / "a b.json", "mine/../results/a b.json"):
+        text = str(runtime.missing(path))
+        assert text == f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all 'results/a b.json'`."
+    for path in ("a.json", "resultsof/a.json", tmp_path.parent / "results" / "a.json", "/results/a.json"):
+        assert str(runtime.missing(path)) == f"{path}: no such file. Name one that is there, or make it first."
+
+
+def test_a_damaged_result_is_asked_for_by_name_and_a_file_of_the_users_own_is_none_of_snakemakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is planned for features that are gone while the tables made from them are up to date."""
+    monkeypatch.chdir(tmp_path)
+    text = str(runtime.damaged("results/features/x.npz", "no train"))
+    assert text == (
+        "results/features/x.npz: no train. Delete it and ask Snakemake for it by name: `rm results/features/x.npz && "
+        "snakemake --cores all results/features/x.npz`."
+    )
+    text = str(runtime.damaged("mine.npz", "no train"))
+    assert text.startswith("mine.npz: no train. Delete it and run the command that made it again; where none did, ")
+    assert "nakemake" not in text
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

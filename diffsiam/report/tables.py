@@ -29,7 +29,7 @@ def run(
     """
     found = [runtime.read_json(path) for path in results]
     rows = [row for result in found for row in _ROWS[table](result)]
-    frame = with_thesis(pd.DataFrame(rows), pd.read_csv(reference), _KEYS[table], _complete(metas))
+    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], _complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
     shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
