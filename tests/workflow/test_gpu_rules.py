@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_gpu_jobs_counts_every_job_that_is_told_a_device_and_no_other(tmp_path: Path) -> None:
-    for name in ("Snakefile", "params.yaml", "workflow", "diffsiam", "profiles"):
+    for name in ("Snakefile", "workflow", "diffsiam", "profiles"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "params.yaml").symlink_to(ROOT / "workflow" / "presets" / "demo.yaml")
     command = [sys.executable, "-m", "snakemake", "-n", "-p", "--cores", "1", "all", "figures", "numbers"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
