@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from diffsiam.training import launch
 
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
-        untracked = os.environ.get(params.VARIABLE, "{}")
-        args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
+        untracked, began = os.environ.get(params.VARIABLE), time.time()
+        args.run(args, params.read(untracked or "{}", *(args.params or ["params.yaml"])))
+        if untracked is None:  # no rule's job
+            from diffsiam import records
+
+            records.by_hand(shlex.join(["diffsiam", *(argv or sys.argv[1:])]), args.out, began)
     except UserError as e:
         print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
         return 2

@@ -87,6 +87,31 @@ def seal(outputs: Iterable[str]) -> None:
     checksums.save()
 
 
+def by_hand(command: str, out: Path, began: float) -> None:
+    """Record what a command that no rule gave wrote among the results: as made by that command. No rule's code is that,
+    so Snakemake plans the file anew where a run needs it; without a record it would refuse to plan at all.
+
+    Args:
+        out: the file or folder that the command was told to write; it may leave files beside.
+        began: when it was started, in seconds since the epoch; what is older is not its own.
+    """
+    place, here = Path(os.path.abspath(out)), Path.cwd()
+    if not Path("Snakefile").is_file() or not place.is_relative_to(here / "results"):
+        return
+    for path in place.rglob("*") if place.is_dir() else place.parent.iterdir():
+        changed = path.stat().st_mtime
+        if path.is_file() and changed >= began - 1:  # some file systems count whole seconds
+            record: dict[str, Any] = dict.fromkeys(_KEPT) | {
+                "params": [],
+                "input": [],
+                "input_checksums": {},
+                "log": [],
+            }
+            record |= {"rule": "by hand", "code": command, "record_format_version": FORMAT}
+            record |= {"job_hash": 0, "starttime": began, "endtime": changed}
+            runtime.write_json(_place(_RECORDS, path.relative_to(here).as_posix()), record)
+
+
 def clear_dead_locks() -> None:
     """Remove the locks of a run that was killed, and tell the runs to come that this one lives.
 

@@ -161,23 +161,22 @@ def write_json(path: Path | str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ reading
 def missing(path: Path | str) -> UserError:
     """That a file is not there, and how to get it."""
-    made = _made(path)
-    hint = f"Ask Snakemake for it: `{made}`" if made else "Name one that is there, or make it first"
+    command = made(path)
+    hint = f"Ask Snakemake for it: `{command}`" if command else "Name one that is there, or make it first"
     return UserError(f"{path}: no such file. {hint}.")
 
 
 def damaged(path: Path | str, problem: str) -> UserError:
     """That a file is not what it should be, and how to get it anew. Nothing is planned for a file that is there, nor
     for one that is gone while what was made from it is up to date: so it is asked for by its name."""
-    made = _made(path)
-    if made:
-        hint = f"Delete it and ask Snakemake for it by name: `rm {shlex.quote(str(path))} && {made}`."
+    if command := made(path):
+        hint = f"Delete it and ask Snakemake for it by name: `rm {shlex.quote(str(path))} && {command}`."
     else:
         hint = "Delete it and run the command that made it again; where none did, name another."
     return UserError(f"{path}: {problem}. {hint}")
 
 
-def _made(path: Path | str) -> str | None:
+def made(path: Path | str) -> str | None:
     """The command that makes ``path``, where it lies among the results of the project in the working directory."""
     place = Path(os.path.abspath(path))
     if not place.is_relative_to(Path.cwd() / "results"):
