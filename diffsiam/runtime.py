@@ -161,7 +161,7 @@ def write_json(path: Path | str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------ reading
 def missing(path: Path | str) -> UserError:
     """That a file is not there, and how to get it."""
-    command = made(path)
+    command = _made(path)
     hint = f"Ask Snakemake for it: `{command}`" if command else "Name one that is there, or make it first"
     return UserError(f"{path}: no such file. {hint}.")
 
@@ -169,14 +169,14 @@ def missing(path: Path | str) -> UserError:
 def damaged(path: Path | str, problem: str) -> UserError:
     """That a file is not what it should be, and how to get it anew. Nothing is planned for a file that is there, nor
     for one that is gone while what was made from it is up to date: so it is asked for by its name."""
-    if command := made(path):
+    if command := _made(path):
         hint = f"Delete it and ask Snakemake for it by name: `rm {shlex.quote(str(path))} && {command}`."
     else:
         hint = "Delete it and run the command that made it again; where none did, name another."
     return UserError(f"{path}: {problem}. {hint}")
 
 
-def made(path: Path | str) -> str | None:
+def _made(path: Path | str) -> str | None:
     """The command that makes ``path``, where it lies among the results of the project in the working directory."""
     place = Path(os.path.abspath(path))
     if not place.is_relative_to(Path.cwd() / "results"):

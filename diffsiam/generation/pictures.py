@@ -51,11 +51,11 @@ class Trained:
         folder = self.results / "representation" / self.pretrain / self.method / f"seed{self.seed}"
         if not (folder / "decoder_ema.safetensors").is_file():
             there = [f"{t['method']} on {t['pretrain']}, {t['seed']}" for t in guided.trained(self.results)]
-            command = runtime.made(folder / "decoder_ema.safetensors")
+            place = Path("results", folder.relative_to(self.results))  # as the rules name it
             raise UserError(
                 f"no trained {self.method} on {self.pretrain or '(no data set named)'}, seed{self.seed}, below "
                 f"{self.results}. There {'are: ' + '; '.join(there) if there else 'is none'}. Name one with --method, "
-                f"--pretrain and --seed{f', or train it: `{command}`' if command else ''}."
+                f"--pretrain and --seed, or train it: `snakemake --cores all {place}/decoder_ema.safetensors`."
             )
         device = runtime.select_device(self.rt)
         model = guided.load(folder, self.results / "diffusion" / self.pretrain, self.cfg, device)
