@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from diffsiam import cli, params, records
 from diffsiam.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 
 
 @pytest.fixture
@@ -61,6 +64,14 @@ def test_nothing_is_recorded_of_a_file_outside_the_results(out: str, project: Pa
     Path(out).write_text("x")
     records.by_hand("diffsiam x", Path(out), time.time())
     assert not (project / ".snakemake").exists()
+
+
+def test_only_commands_that_rules_give_too_are_recorded() -> None:
+    stages = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    ruled = {name for name, stage in stages.items() if stage.get_default("ruled")}
+    given = re.findall(r'"(?:trap \S+ TERM; )?diffsiam ([a-z]+) ', "".join(map(Path.read_text, RULES)))
+    assert ruled == set(given)
+    assert {"evaluate", "counterfactual", "manipulate"} == set(stages) - ruled
 
 
 def test_nothing_is_recorded_of_a_rules_own_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
