@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from diffsiam.training import launch
 
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
-        untracked = os.environ.get(params.VARIABLE, "{}")
-        args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
+        untracked, began = os.environ.get(params.VARIABLE), time.time()
+        args.run(args, params.read(untracked or "{}", *(args.params or ["params.yaml"])))
+        if untracked is None and args.ruled:  # what a rule would make, and no rule's job
+            from diffsiam import records
+
+            records.by_hand(shlex.join(["diffsiam", *(argv or sys.argv[1:])]), args.out, began)
     except UserError as e:
         print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
         return 2
@@ -201,9 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def stage(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def stage(name: str, run: Any, text: str, *, ruled: bool = True) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1)
+        sub.set_defaults(run=run, processes=1, ruled=ruled)
         sub.add_argument(
             "--params",
             action="append",
@@ -271,13 +277,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, default=0, help="seed of its training (default: 0)")
         sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
-    sub = stage("counterfactual", _counterfactual, "Segments of one picture's z replaced by another's (Algorithm 2).")
+    sub = stage(
+        "counterfactual",
+        _counterfactual,
+        "Segments of one picture's z replaced by another's (Algorithm 2).",
+        ruled=False,
+    )
     sub.add_argument("pictures", type=Path, nargs=2, metavar="PICTURE", help="two image files of any size")
     sub.add_argument("--segments", nargs="+", required=True, metavar="A-B", help="half-open from 0: 0-8 is z_1 .. z_8")
     sub.add_argument("--scales", type=float, nargs="+", metavar="S", help="0 to 1 (default: generation.scales)")
     trained_options(sub)
 
-    sub = stage("manipulate", _manipulate, "Push a picture along an attribute (Algorithm 3).")
+    sub = stage("manipulate", _manipulate, "Push a picture along an attribute (Algorithm 3).", ruled=False)
     sub.add_argument("picture", type=Path, metavar="PICTURE", help="an image file of any size")
     sub.add_argument("--attribute", required=True, metavar="NAME", help="one that has a trained classifier")
     sub.add_argument("--dims", metavar="D", help="dimensions of the classifier, or all (default: the fewest there are)")
@@ -319,7 +330,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set with a panel of its own")
 
-    sub = stage("evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.")
+    sub = stage(
+        "evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.", ruled=False
+    )
     sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
     sub.add_argument("--data", nargs="+", required=True, metavar="NAME", help="data sets to evaluate on")

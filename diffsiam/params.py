@@ -1,5 +1,5 @@
 """The experiment's parameters: typed dataclasses, and which leaf each stage reads. Values are checked by
-`diffsiam.schema`, and beyond it where a schema has no words for it."""
+`diffsiam.schema`, and by `diffsiam.checks` where a schema has no words for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from diffsiam import schema
+from diffsiam import checks, schema
 from diffsiam.errors import UserError
 
 
@@ -57,13 +57,6 @@ class Diti:
     stages: tuple[int, ...] | None
     dims_per_stage: tuple[int, ...] | None
 
-    def __post_init__(self) -> None:
-        if (self.stages is None) != (self.dims_per_stage is None):
-            raise UserError(
-                f"representation.diti: met stages {self.stages} with dims_per_stage {self.dims_per_stage}. Give both, "
-                "or null for both: segments of equal width."
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -101,13 +94,6 @@ class Representation:
     views: Views
     collapse_below: float
     snapshots: int
-
-    def __post_init__(self) -> None:
-        if self.dim % self.segments:
-            raise UserError(
-                f"representation.segments: {self.segments} does not divide the representation's "
-                f"d = 8 * encoder_width = {self.dim}. Choose a divisor of {self.dim}."
-            )
 
     @property
     def dim(self) -> int:
@@ -307,19 +293,17 @@ def read(*sources: str) -> dict[str, Any]:
 
 
 def check(raw: dict[str, Any], *, complete: bool = True) -> None:
-    """Check a nested mapping against the schema; with ``complete``, absent keys are errors too."""
+    """Check a nested mapping against the schema; with ``complete``, absent keys are errors too, and so is what `checks`
+    finds in the whole."""
     schema.check(raw, complete=complete)
     if complete:
-        for cls in SECTIONS.values():
-            section(raw, cls)
+        lines = [line for name in SECTIONS for line in checks.section(name, raw[name])]
         for dataset in raw["overrides"]:
-            try:
-                for cls in SECTIONS.values():
-                    section(of(raw, dataset), cls)
-            except UserError as e:
-                raise UserError(f"params: overrides.{dataset}: {e}") from None
-        _check_attributes(raw)
-        _check_figures(raw)
+            own = (line for name in SECTIONS for line in checks.section(name, of(raw, dataset)[name]))
+            lines += [f"overrides.{dataset}: {line}" for line in own if line not in lines]
+        lines += checks.experiment(raw, functools.partial(of, raw))
+        if lines:
+            raise UserError("params: " + "\n        ".join(lines))
 
 
 def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
@@ -327,50 +311,14 @@ def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
     return schema.merge(raw, raw["overrides"].get(dataset, {}))
 
 
-def _check_attributes(raw: dict[str, Any]) -> None:
-    """Two classifiers of one attribute would share the file of the one on all dimensions."""
-    seen: dict[tuple[str, str], int] = {}
-    for row in section(raw, ProbMask).attributes:
-        key = row.dataset, row.stems[1].lower()
-        if key in seen:
-            raise UserError(
-                f"params: probmask.attributes: {row.name} of {row.dataset} stands there twice, with dims {seen[key]} "
-                f"and {row.dims}. Keep one row for each attribute; another number of dimensions can be had with "
-                f"`diffsiam probmask --attribute {row.name!r} --dims {row.dims}`."
-            )
-        seen[key] = row.dims
-
-
-def _check_figures(raw: dict[str, Any]) -> None:
-    """What a figure shows must be made, and a data set has one image size."""
-    figures, generation = raw["figures"], raw["generation"]
-    if figures["method"] not in generation["methods"]:
-        raise UserError(
-            f"params: figures.method: {figures['method']} is not among generation.methods: "
-            f"{', '.join(generation['methods'])}. Choose one of them, or add it there."
-        )
-    tables = {"generation.ranges": (1, 2, 3, 4), "probmask.attributes": (5, 6, 7)}
-    for key, numbers in tables.items():
-        rows: Any = functools.reduce(lambda node, part: node[part], key.split("."), raw)
-        known = dict.fromkeys(row["dataset"] for row in rows)
-        for number in numbers:
-            if (name := figures["datasets"][f"fig4_{number}"]) not in known:
-                raise UserError(
-                    f"params: figures.datasets.fig4_{number}: {name} has no row in {key}, which has "
-                    f"{', '.join(known) or 'none'}. Add one, or choose one of these."
-                )
-    for name in (raw["pretrain"], *raw["transfer"]):
-        if "data" in raw["overrides"].get(name, {}):
-            raise UserError(
-                f"params: overrides.{name}.data: the tables use {name} at data.image_size. Take {name} out of "
-                "pretrain and transfer, or drop this override."
-            )
-
-
 def section(raw: dict[str, Any], cls: type[T]) -> T:
-    """The typed section of ``raw`` that ``cls`` stands for; an absent key is a `UserError`."""
+    """The typed section of ``raw`` that ``cls`` stands for; an absent key, and what `checks` finds in the section, is a
+    `UserError`."""
     name = next(k for k, v in SECTIONS.items() if v is cls)
-    return _build(cls, raw.get(name, {}), name)
+    built = _build(cls, raw.get(name, {}), name)
+    if lines := checks.section(name, raw[name]):
+        raise UserError("\n".join(lines))
+    return built
 
 
 def select(raw: dict[str, Any], leaves: tuple[str, ...], without: tuple[str, ...] = ()) -> dict[str, Any]:

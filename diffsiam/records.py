@@ -87,6 +87,31 @@ def seal(outputs: Iterable[str]) -> None:
     checksums.save()
 
 
+def by_hand(command: str, out: Path, began: float) -> None:
+    """Record what a command that no rule gave wrote among the results: as made by that command. No rule's code is that,
+    so Snakemake plans the file anew where a run needs it; without a record it would refuse to plan at all.
+
+    Args:
+        out: the file or folder that the command was told to write; it may leave files beside.
+        began: when it was started, in seconds since the epoch; what is older is not its own.
+    """
+    place, here = Path(os.path.abspath(out)), Path.cwd()
+    if not Path("Snakefile").is_file() or not place.is_relative_to(here / "results"):
+        return
+    for path in place.rglob("*") if place.is_dir() else place.parent.iterdir():
+        changed = path.stat().st_mtime
+        if path.is_file() and changed >= began - 1:  # some file systems count whole seconds
+            record: dict[str, Any] = dict.fromkeys(_KEPT) | {
+                "params": [],
+                "input": [],
+                "input_checksums": {},
+                "log": [],
+            }
+            record |= {"rule": "by hand", "code": command, "record_format_version": FORMAT}
+            record |= {"job_hash": 0, "starttime": began, "endtime": changed}
+            runtime.write_json(_place(_RECORDS, path.relative_to(here).as_posix()), record)
+
+
 def clear_dead_locks() -> None:
     """Remove the locks of a run that was killed, and tell the runs to come that this one lives.
 
@@ -161,18 +186,22 @@ def _untouched(output: str, record: dict[str, Any]) -> bool:
     return record.get("endtime") in (os.stat(output).st_mtime, os.lstat(output).st_mtime)
 
 
+# A run for what was made from a file does not miss it.
+_ANEW = "delete them, and ask for them by name: `snakemake --cores all FILE ...`."
+
+
 def _message(unknown: list[str], changed: list[str]) -> str:
     parts = ["Files in results/ and Snakemake's records of them (.snakemake/metadata) disagree: nothing was planned."]
     if changed:
         parts += [
             f"Not what the record says, because edited, damaged or of another commit: {_names(changed)}\n"
-            "  `dvc checkout --force` brings them back from DVC's cache; or delete them, and the next run remakes them."
+            f"  `dvc checkout --force` brings them back from DVC's cache; or {_ANEW}"
         ]
     if unknown:
         parts += [
             f"No record of the params and code that made them: {_names(unknown)}\n"
             "  `make restore` takes them over where DVC knows them under the params and code of this checkout; or "
-            "delete them, and the next run remakes them."
+            f"{_ANEW}"
         ]
     return "\n".join(parts)
 

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffsiam.errors import UserError
 from diffsiam.params import Runtime
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 
@@ -119,25 +122,36 @@ def use_graph(runtime: Runtime, device: torch.device) -> bool:
 
 # ----------------------------------------------------------------------------------------------- atomic files
 @contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """What the system refuses while a file is written (no room, no permission, a folder of that name) is a `UserError`
+    that names ``path``, whichever library writes. What libraries raise of their own has no errno, and passes."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None:
+            raise
+        raise _unwritable(path, e) from None
+
+
+@contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; what is written there appears under ``path`` when the block ends
-    well, and is removed when it does not. A folder that cannot be written to is a `UserError`."""
+    well, and is removed when it does not. Every file is written through this, so that a full disk, or a folder that
+    cannot be written to, is the same `UserError` everywhere."""
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as e:
-        raise _unwritable(path, e) from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -154,12 +168,9 @@ def _unwritable(path: Path | str, error: Exception) -> UserError:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically; a full disk is a `UserError`."""
+    """Write a text file atomically."""
     with atomic(path) as temporary:
-        try:
-            temporary.write_text(text, encoding="utf-8")
-        except OSError as e:
-            raise _unwritable(path, e) from None
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -167,14 +178,79 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+# ------------------------------------------------------------------------------------------------------ reading
+def missing(path: Path | str) -> UserError:
+    """That a file is not there, and how to get it."""
+    command = _made(path)
+    hint = f"Ask Snakemake for it: `{command}`" if command else "Name one that is there, or make it first"
+    return UserError(f"{path}: no such file. {hint}.")
+
+
+def damaged(path: Path | str, problem: str) -> UserError:
+    """That a file is not what it should be, and how to get it anew. Nothing is planned for a file that is there, nor
+    for one that is gone while what was made from it is up to date: so it is asked for by its name."""
+    if command := _made(path):
+        hint = f"Delete it and ask Snakemake for it by name: `rm {shlex.quote(str(path))} && {command}`."
+    else:
+        hint = "Delete it and run the command that made it again; where none did, name another."
+    return UserError(f"{path}: {problem}. {hint}")
+
+
+def _made(path: Path | str) -> str | None:
+    """The command that makes ``path``, where it lies among the results of the project in the working directory."""
+    place = Path(os.path.abspath(path))
+    if not place.is_relative_to(Path.cwd() / "results"):
+        return None
+    return f"snakemake --cores all {shlex.quote(place.relative_to(Path.cwd()).as_posix())}"
+
+
 def read_json(path: Path | str) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e}). Delete it and run Snakemake again.") from None
+        raise missing(path) from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise damaged(path, f"not valid JSON ({e})") from None
+
+
+def read_csv(path: Path | str) -> pd.DataFrame:
+    """Read a table; a missing or damaged file is a `UserError`."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (OSError, ValueError) as e:  # pandas' own are ValueErrors
+        raise damaged(path, f"not a readable table ({' '.join(str(e).split())})") from None
+
+
+def read_array(path: Path | str) -> NDArray[Any]:
+    """The array in a .npy file, as a memory map whose pages are private to this process; a missing or damaged file is a
+    `UserError`."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except Exception as e:  # a header that is damaged in the right place raises anything
+        raise damaged(path, f"not a complete .npy file of plain numbers ({_cause(e)})") from None
+
+
+def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
+    """The arrays in an .npz file, by name; a missing or damaged file is a `UserError`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except Exception as e:  # as above, and whatever the zip's reader raises
+        raise damaged(path, f"not a complete .npz file of plain arrays ({_cause(e)})") from None
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what NumPy says: the next may advise to unpickle the file."""
+    return f"{type(error).__name__}: {str(error).partition('. ')[0]}"
 
 
 def sha256(path: Path | str) -> str:
@@ -185,7 +261,7 @@ def sha256(path: Path | str) -> str:
 
 # ---------------------------------------------------------------------------------------------------- weights
 def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file, atomically; a full disk is a `UserError`."""
+    """Write tensors to a safetensors file, atomically."""
     import safetensors
     import safetensors.torch
 
@@ -193,7 +269,7 @@ def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
     with atomic(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary)
-        except (safetensors.SafetensorError, OSError) as e:
+        except safetensors.SafetensorError as e:  # its own word for what the system refuses
             raise _unwritable(path, e) from None
 
 
@@ -205,9 +281,9 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
+        raise missing(path) from None
     except (safetensors.SafetensorError, OSError) as e:
-        raise UserError(f"{path}: not a complete safetensors file ({e}). Delete it and run Snakemake again.") from None
+        raise damaged(path, f"not a complete safetensors file ({e})") from None
 
 
 # ------------------------------------------------------------------------------------------------- provenance
@@ -238,14 +314,19 @@ def _version(package: str) -> str | None:
 
 
 def _commit(root: Path) -> str | None:
-    """The commit checked out in ``root``, with ``-dirty`` where package or rules differ from it. An edited params.yaml
-    does not count: what was in it stands in the record itself."""
+    """The commit checked out in ``root``, with ``-dirty`` where package or rules differ from it; None where ``root`` is
+    not the top of a repository: one that it happens to lie in has other commits. An edited params.yaml does not count:
+    what was in it stands in the record itself."""
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # a hook sets them for the repository that it is of
+    own = {k: v for k, v in os.environ.items() if k not in elsewhere}
+    own |= {"GIT_CEILING_DIRECTORIES": str(root.resolve().parent), "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(["git", *args], cwd=root, env=own, capture_output=True, text=True, check=False).stdout
 
     try:
-        name, changed = git("describe", "--always"), git("diff", "HEAD", "--name-only", "--", *_CODE)
+        name = git("describe", "--always").strip()
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", *_CODE)
     except OSError:  # no git here: a record without a commit is better than a training that fails at its end
         return None
     return f"{name}-dirty" if name and changed else name or None

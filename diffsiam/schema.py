@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import functools
 import json
 import math
+import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,15 @@ SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.
 
 
 def _is_integer(checker: object, value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(checker: object, value: Any) -> bool:
-    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-# JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds.
+# JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds. What 64 bits do not
+# hold is neither.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
@@ -58,29 +62,93 @@ def check(raw: dict[str, Any], *, complete: bool) -> None:
         if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
     ]
     if errors:
-        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: e.path))
+        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)]))
         raise UserError("params: " + "\n        ".join(lines))
 
 
 def parse(source: str) -> dict[str, Any]:
-    """The mapping in a YAML file, or in a JSON object written out; a `UserError` where there is none."""
+    """The mapping in a YAML file, or in a JSON object written out.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping.
+    """
     if source.lstrip().startswith("{"):
         try:
-            return json.loads(source)
-        except json.JSONDecodeError as e:
+            return json.loads(source, object_pairs_hook=functools.partial(_object, source))
+        except (ValueError, RecursionError) as e:
             raise UserError(f"--params {source}: not a JSON object ({e}).") from None
+    text = _text(source)
     try:
-        value = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    except OSError as e:
+        twice = [*_twice(yaml.compose(text, yaml.SafeLoader), (), set())]
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
         raise UserError(
-            f"{source}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
-            "YAML file with --params."
+            f"{where}: not YAML: {', '.join(filter(None, [e.context, e.problem]))}. Mend that line; often a bracket, a "
+            "quote or a space after a colon is missing, or a tab indents it."
         ) from None
-    except yaml.YAMLError as e:
-        raise UserError(f"{source}: not YAML: {' '.join(str(e).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date or number that Python refuses
+        raise UserError(f"{source}: not YAML that can be read: {' '.join(str(e).split())}.") from None
+    if twice:
+        raise UserError("\n".join(f"{source}: {line}" for line in twice))
     if not isinstance(value, dict):
         raise UserError(f"{source}: a mapping of sections is needed, met {type(value).__name__}.")
     return value
+
+
+def _text(path: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
+            "YAML file with --params."
+        ) from None
+    end = data.find(b"\0")  # of UTF-16 without a mark, which may be UTF-8 by chance
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as e:
+        end = e.start
+    if end < 0:
+        return text
+    line = data.count(b"\n", 0, end) + 1
+    raise UserError(
+        f"{path}, line {line}: not UTF-8 text (byte 0x{data[end]:02x}). Save it as UTF-8: "
+        f"`iconv -f UTF-16 -t UTF-8 {path}` where an editor wrote UTF-16."
+    )
+
+
+def _object(source: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a `UserError` where a key stands there twice."""
+    count = collections.Counter(key for key, _ in pairs)
+    if twice := [key for key, times in count.items() if times > 1]:
+        raise UserError(f"--params {source}: {', '.join(twice)}: stands twice in one object. Keep one.")
+    return dict(pairs)
+
+
+def _twice(node: yaml.Node | None, where: tuple[str, ...], seen: set[int]) -> Iterator[str]:
+    """A line for each key that stands twice in a mapping at or below ``node``; YAML itself takes the last."""
+    if node is None or id(node) in seen:  # what an alias repeats, or holds itself
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _twice(item, (*where, str(i)), seen)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], list[int]] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if key.tag != "tag:yaml.org,2002:merge":  # <<
+                lines.setdefault((key.tag, name), []).append(key.start_mark.line + 1)
+            yield from _twice(value, (*where, name), seen)
+        for (_, name), at in lines.items():
+            if len(at) > 1:
+                yield f"{'.'.join((*where, name))}: stands there {len(at)} times, in lines {_listed(at)}. Keep one."
+
+
+def _listed(numbers: list[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,41 +128,144 @@ def test_atomic_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import pathlib, resource, signal, sys, torch
+import pathlib, resource, signal, sys, numpy as np, pandas as pd, torch
+from matplotlib.figure import Figure
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.evaluation import store
+from diffsiam.report.save import save
+
+noise = np.random.default_rng(0).random((200, 200))
+figure = Figure()
+figure.subplots().imshow(noise)
+
+def table(path):
+    with runtime.atomic(path) as temporary:
+        pd.DataFrame(noise).to_csv(temporary)
+
+def arrays(path):
+    with runtime.atomic(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(f, noise)
+
+def pdf(path):
+    with runtime.atomic(path) as temporary:
+        figure.savefig(temporary, format="pdf")
+
+def streamed(path):
+    with runtime.writing(path), open(path, "wb") as f:
+        f.write(noise.tobytes())
+
+labels = np.zeros(len(noise), int)
+writers = {
+    "w.safetensors": lambda path: runtime.save_weights(path, {"w": torch.zeros(100_000)}),
+    "t.txt": lambda path: runtime.write_text(path, 100_000 * "x"),
+    "r.json": lambda path: store.write_result(path, {"x": [*range(10_000)]}),
+    "f.npz": lambda path: store.write(path, noise, labels, noise, labels),
+    "a.npz": arrays,
+    "t.csv": table,
+    "p.png": lambda path: save(figure, path),
+    "p.pdf": pdf,
+    "s.bin": streamed,
+}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write beyond the limit fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-folder = pathlib.Path(sys.argv[1])
-try:
-    runtime.save_weights(folder / "w.safetensors", {"w": torch.zeros(100_000)})
-except UserError as e:
-    print(e)
-try:
-    runtime.write_text(folder / "t.txt", 100_000 * "x")
-except UserError as e:
-    print(e)
+for name, write in writers.items():
+    try:
+        write(pathlib.Path(sys.argv[1]) / name)
+    except UserError as e:
+        print(e)
 """
+FULL_DISK_FILES = ["w.safetensors", "t.txt", "r.json", "f.npz", "a.npz", "t.csv", "p.png", "p.pdf", "s.bin"]
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_files(tmp_path: Path) -> None:
-    runtime.save_weights(tmp_path / "w.safetensors", {"w": torch.ones(3)})
-    runtime.write_text(tmp_path / "t.txt", "old")
+def test_a_full_disk_is_one_message_for_every_kind_of_file_and_leaves_the_old_ones(tmp_path: Path) -> None:
+    replaced = FULL_DISK_FILES[:-1]  # the last is written in place, in a folder of its own
+    for name in replaced:
+        (tmp_path / name).write_text("old")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )
-    weights, text = done.stdout.splitlines()
-    assert weights.startswith(f"{tmp_path / 'w.safetensors'}: cannot be written (")
-    assert text.startswith(f"{tmp_path / 't.txt'}: cannot be written (")
-    assert torch.equal(runtime.load_weights(tmp_path / "w.safetensors")["w"], torch.ones(3))
-    assert (tmp_path / "t.txt").read_text() == "old"
-    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "t.txt"}
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(FULL_DISK_FILES)
+    for line, name in zip(lines, FULL_DISK_FILES, strict=True):
+        assert line.startswith(f"{tmp_path / name}: cannot be written ("), line
+        assert "File too large" in line
+    assert [(tmp_path / name).read_text() for name in replaced] == len(replaced) * ["old"]
+    assert {p.name for p in tmp_path.iterdir()} == set(FULL_DISK_FILES)
+
+
+def test_what_a_library_raises_of_its_own_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    """A dropped connection and an undecodable image are OSErrors too."""
+    with pytest.raises(OSError, match="dropped"), runtime.writing(tmp_path / "x"):
+        raise OSError("dropped")
+
+
+# Writers whose caller names the disk in a message of its own, or that write to their own module's lock.
+OWN_WRITERS = {"diffsiam.runtime", "diffsiam.data.prepare", "diffsiam.data.download", "diffsiam.records"}
+WRITES = {"write_text", "write_bytes", "to_csv", "savefig", "savez", "savez_compressed", "save_file", "tofile"}
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call writes a file by itself."""
+    text = ast.unparse(call.func)
+    name = text.rsplit(".", 1)[-1]
+    if text == "open":
+        return bool(call.args[1:]) and bool(set(ast.literal_eval(call.args[1])) & set("wax"))
+    if name == "save":
+        return text.startswith(("np.", "torch.", "Image."))
+    return name in WRITES and not text.startswith("runtime.")
+
+
+def unguarded_writes(source: str) -> list[int]:
+    """Lines that write a file outside `runtime.atomic` and `runtime.writing`."""
+
+    def lines(node: ast.AST) -> Iterator[int]:
+        if isinstance(node, ast.With):
+            names = {n.attr for item in node.items for n in ast.walk(item) if isinstance(n, ast.Attribute)}
+            if names & {"atomic", "writing"}:
+                return
+        if isinstance(node, ast.Call) and writes(node):
+            yield node.lineno
+        for child in ast.iter_child_nodes(node):
+            yield from lines(child)
+
+    return [*lines(ast.parse(source))]
+
+
+def test_every_file_is_written_where_a_full_disk_becomes_a_message() -> None:
+    package = ROOT / "diffsiam"
+    found = {}
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if module not in OWN_WRITERS and (lines := unguarded_writes(path.read_text())):
+            found[module] = lines
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'open(p, "wb")', 'open(p, "a")', "np.savez(f, x=x)", "frame.to_csv(p)", "p.write_text(t)", "fig.savefig(p)",
+        "torch.save(x, p)", "Image.fromarray(x).save(p)", "safetensors.torch.save_file(x, p)",
+    ],
+)  # fmt: skip
+def test_a_write_past_the_one_writer_would_be_found(line: str) -> None:
+    assert unguarded_writes(line) == [1]
+    assert unguarded_writes(f"with runtime.atomic(p) as t:\n    {line}") == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/x\.txt: cannot be written"):
         runtime.write_text(tmp_path / "file" / "x.txt", "text")
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"out: cannot be written \(.*Is a directory"):
+        runtime.write_text(tmp_path / "out", "text")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_json_round_trip_keeps_the_order_of_keys_and_refuses_nan(tmp_path: Path) -> None:
@@ -172,13 +277,109 @@ def test_json_round_trip_keeps_the_order_of_keys_and_refuses_nan(tmp_path: Path)
     assert not (tmp_path / "y.json").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"])
-def test_missing_and_damaged_json_is_named(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json"):
-        runtime.read_json(path)
+# ----------------------------------------------------------------------------------------------------- reading
+READERS: dict[str, Callable[[Path], object]] = {
+    "x.json": runtime.read_json,
+    "x.csv": runtime.read_csv,
+    "x.npy": runtime.read_array,
+    "x.npz": runtime.read_arrays,
+    "x.safetensors": runtime.load_weights,
+}
+
+
+def whole(folder: Path, name: str) -> Path:
+    """A small file of the kind."""
+    path, values = folder / name, np.arange(12.0).reshape(3, 4)
+    {
+        "x.json": lambda: runtime.write_json(path, {"a": values.tolist()}),
+        "x.csv": lambda: path.write_text("a,b\n1,2\n3,4\n"),
+        "x.npy": lambda: np.save(path, values),
+        "x.npz": lambda: np.savez(path, x=values, y=values),
+        "x.safetensors": lambda: runtime.save_weights(path, {"x": torch.ones(3)}),
+    }[name]()
+    return path
+
+
+def test_arrays_and_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert runtime.read_array(whole(tmp_path, "x.npy")).tolist() == np.arange(12.0).reshape(3, 4).tolist()
+    assert set(runtime.read_arrays(whole(tmp_path, "x.npz"))) == {"x", "y"}
+    assert runtime.read_csv(whole(tmp_path, "x.csv")).to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "not text", "a folder", "a web page"])
+def test_what_cannot_be_read_is_one_message_that_names_it(name: str, damage: str, tmp_path: Path) -> None:
+    path = whole(tmp_path, name)
+    content = {
+        "empty": b"",
+        "cut": path.read_bytes()[:-9],
+        "not text": b"\xff\xfe",
+        "a web page": b'<a href=",">\n1,2,"',
+    }
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(content[damage])
+    if name == "x.csv" and damage in ("cut", "a web page"):  # a table may end anywhere, and hold any text
+        return
+    with pytest.raises(UserError) as error:
+        READERS[name](path)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{path}: no such file. Name one" if damage == "missing" else f"{path}: not ")
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.npy", "x.npz", "x.safetensors"])
+def test_a_file_with_wrong_bytes_is_read_or_is_one_message(name: str, tmp_path: Path) -> None:
+    data = np.frombuffer(whole(tmp_path, name).read_bytes(), np.uint8)
+    rng, met = np.random.default_rng(0), []
+    for i in range(200):
+        wrong = data.copy()
+        places = rng.integers(len(data), size=int(rng.integers(1, 4)))
+        wrong[places] = rng.integers(256, size=len(places))
+        path = tmp_path / f"{i}{name}"
+        path.write_bytes(wrong.tobytes())
+        try:
+            READERS[name](path)
+        except UserError as e:
+            met.append(str(e).startswith(f"{path}: not "))
+    assert len(met) > 20
+    assert all(met)
+
+
+def test_no_object_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "x.npz", x=np.array([{}]))
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UserError, match=r"not a complete .*(pickle=False|object arrays)|Python objects") as error:
+            READERS[name](tmp_path / name)
+        assert "load it" not in str(error.value)
+
+
+def test_a_missing_result_is_asked_of_snakemake_as_the_rules_name_it_and_any_other_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("results/a b.json", tmp_path / "results" / "a b.json", "mine/../results/a b.json"):
+        text = str(runtime.missing(path))
+        assert text == f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all 'results/a b.json'`."
+    for path in ("a.json", "resultsof/a.json", tmp_path.parent / "results" / "a.json", "/results/a.json"):
+        assert str(runtime.missing(path)) == f"{path}: no such file. Name one that is there, or make it first."
+
+
+def test_a_damaged_result_is_asked_for_by_name_and_a_file_of_the_users_own_is_none_of_snakemakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is planned for features that are gone while the tables made from them are up to date."""
+    monkeypatch.chdir(tmp_path)
+    text = str(runtime.damaged("results/features/x.npz", "no train"))
+    assert text == (
+        "results/features/x.npz: no train. Delete it and ask Snakemake for it by name: `rm results/features/x.npz && "
+        "snakemake --cores all results/features/x.npz`."
+    )
+    text = str(runtime.damaged("mine.npz", "no train"))
+    assert text.startswith("mine.npz: no train. Delete it and run the command that made it again; where none did, ")
+    assert "nakemake" not in text
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
@@ -262,7 +463,41 @@ def test_a_commit_is_dirty_by_edited_code_and_not_by_edited_params(tmp_path: Pat
     assert runtime._commit(tmp_path) == commit
     (tmp_path / "diffsiam" / "code.py").write_text("a: 2\n")
     assert runtime._commit(tmp_path) == f"{commit}-dirty"
-    assert runtime._commit(tmp_path.parent) is None
+    git("checkout", "--quiet", "diffsiam")
+    assert runtime._commit(tmp_path) == commit
+    (tmp_path / "diffsiam" / "method.py").write_text("a module that no commit has\n")
+    assert runtime._commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_repository_around_the_pipeline_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zip of the pipeline unpacked inside another repository, an installation in another's environment, a run from
+    another's hook: all of them see a commit that is not the code's."""
+
+    def git(folder: Path, *args: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *who, *args], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    other, inside = tmp_path / "other", tmp_path / "other" / "deep" / "pipeline"
+    (inside / "diffsiam").mkdir(parents=True)
+    (inside / "diffsiam" / "code.py").write_text("a: 1\n")
+    git(other, "init", "--quiet")
+    git(other, "commit", "--quiet", "--allow-empty", "--message", "of the other")
+    assert runtime._commit(inside) is None
+    (tmp_path / "link").symlink_to(inside)
+    assert runtime._commit(tmp_path / "link") is None
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert runtime._commit(inside) is None
+    monkeypatch.delenv("GIT_DIR")
+    git(inside, "init", "--quiet")
+    git(inside, "add", ".")
+    git(inside, "commit", "--quiet", "--message", "of the pipeline")
+    own = git(inside, "rev-parse", "--short", "HEAD")
+    assert runtime._commit(inside) == own
+    git(inside, "worktree", "add", "--quiet", "--detach", str(other / "tree"))
+    assert runtime._commit(other / "tree") == own
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert runtime._commit(inside) == own
 
 
 # ---------------------------------------------------------------------------------------------------- progress

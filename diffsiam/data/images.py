@@ -178,7 +178,7 @@ def open_images(path: Path, root: Path) -> Images:
     """
     import torch
 
-    array = np.load(path, mmap_mode="c")
+    array = runtime.read_array(path)
     if array.dtype == np.uint8:
         return torch.from_numpy(array)
     meta = runtime.read_json(path.with_name("meta.json"))

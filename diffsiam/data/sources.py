@@ -57,8 +57,9 @@ class Archive:
 class DataSet:
     """One row of the table; ``train`` counts train and val together. Without archives it is embedded.
 
-    ``streamed``: its train images are decoded as they are used, never copied to an array. ``pseudo_labels``: its
-    attributes are those of a table (docs/data.md).
+    ``streamed``: its train images are decoded as they are used, never copied to an array. ``attributes``: their names,
+    as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``test_sizes``: test images of
+    each class, of an embedded data set.
     """
 
     name: str
@@ -70,6 +71,8 @@ class DataSet:
     archives: tuple[Archive, ...] = ()
     streamed: bool = False
     pseudo_labels: bool = False
+    attributes: tuple[str, ...] = ()
+    test_sizes: tuple[int, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -186,6 +189,18 @@ _CELEBA = (
     Archive("list_attr_celeba.txt", "celeba", (), None, "md5:75e246fa4810816ffd6ee81facbd2244", 26),
     Archive("list_eval_partition.txt", "celeba", (), None, "md5:d32c9cbf5e040fd4025c592c306e6668", 3),
 )
+_CELEBA_ATTRIBUTES = """
+5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
+Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones
+Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline
+Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick
+Wearing_Necklace Wearing_Necktie Young
+"""
+_SPRITES_ATTRIBUTES = (
+    *("Circle", "Square", "Triangle", "Star", "Cross", "Ring"),
+    *("Red", "Yellow", "Green", "Cyan", "Blue", "Magenta"),
+    *("Large", "Left", "Top", "Dark background"),
+)
 _FFHQ = (Archive("ffhq", "", (), None, None, None),)  # a folder of its PNG files, of any size
 
 
@@ -207,7 +222,9 @@ DATASETS: dict[str, DataSet] = {
         DataSet("Food", 101, 75_750, 25_250, archives=_FOOD),
         DataSet("Pets", 37, 3_680, 3_669, "mean_per_class", archives=_PETS),
         DataSet("SUN", 397, 19_850, 19_850, archives=_SUN),
-        DataSet("CelebA", 1, 182_637, 19_962, own_val=True, archives=_CELEBA),
+        DataSet(
+            "CelebA", 1, 182_637, 19_962, own_val=True, archives=_CELEBA, attributes=tuple(_CELEBA_ATTRIBUTES.split())
+        ),
         DataSet("FFHQ", 1, 60_000, 10_000, archives=_FFHQ),
         DataSet(
             "Bedroom",
@@ -218,9 +235,9 @@ DATASETS: dict[str, DataSet] = {
             streamed=True,
             pseudo_labels=True,
         ),
-        DataSet("digits", 10, 1_198, 599),
-        DataSet("photos", 10, 1_000, 500),
-        DataSet("sprites", 6, 3_000, 900),
+        DataSet("digits", 10, 1_198, 599, test_sizes=(59, 61, 59, 61, 60, 61, 60, 60, 58, 60)),
+        DataSet("photos", 10, 1_000, 500, test_sizes=(50,) * 10),
+        DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, test_sizes=(150,) * 6),
     )
 }
 

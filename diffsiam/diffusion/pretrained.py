@@ -206,7 +206,7 @@ def _download(source: _Source, name: str, folder: Path, absent: tuple[int, ...] 
             response.raise_for_status()
             length = int(response.headers.get("Content-Length", 0))
             progress = runtime.Progress(-(-length // _MEGABYTE), f"fetch {name}", "MB")
-            with contextlib.closing(progress), open(path, "wb") as f:
+            with contextlib.closing(progress), runtime.writing(source.folder / name), open(path, "wb") as f:
                 for block in response.iter_content(_MEGABYTE):
                     f.write(block)
                     progress.update()

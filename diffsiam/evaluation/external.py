@@ -94,9 +94,9 @@ def run(
         prepare.run(name, data_cfg, data)
         arrays: list[np.ndarray] = []
         for split in ("train", "test"):
-            images = np.load(data / f"images_{split}.npy", mmap_mode="c")
+            images = runtime.read_array(data / f"images_{split}.npy")
             arrays += [features.extract(model, images, cfg.features.batch_size, device)]
-            arrays += [np.load(data / f"labels_{split}.npy")]
+            arrays += [runtime.read_array(data / f"labels_{split}.npy")]
         store.write(stored, *arrays)
         meta = data / "meta.json"
         linear.run(stored, meta, cfg.linear, out / "linear" / f"{name}.json", method=encoder, seed=seed)

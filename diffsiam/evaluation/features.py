@@ -33,13 +33,13 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> Non
     model.to(device).to(memory_format=torch.channels_last)
     arrays: list[np.ndarray] = []
     for split in ("train", "test"):
-        images = np.load(data / f"images_{split}.npy", mmap_mode="c")
+        images = runtime.read_array(data / f"images_{split}.npy")
         if images.shape[1:] != (side, side, 3):
             raise UserError(
                 f"{data}: images of {images.shape[1]}x{images.shape[2]}, but {encoder} was trained on {side}x{side}. "
                 "Set data.image_size to one value for both and run Snakemake again."
             )
-        arrays += [extract(model, images, cfg.batch_size, device), np.load(data / f"labels_{split}.npy")]
+        arrays += [extract(model, images, cfg.batch_size, device), runtime.read_array(data / f"labels_{split}.npy")]
     store.write(out, *arrays)
 
 

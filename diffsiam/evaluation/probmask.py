@@ -96,7 +96,7 @@ def run(
     parts = (open_images(data / f"images_{split}.npy", root) for split in ("train", "test"))
     train, test = (represent(model, images, cfg.batch_size, device) for images in parts)
     columns = [names.index(row.name) for row in rows]
-    labels = {split: np.load(data / f"attributes_{split}.npy")[:, columns] for split in ("train", "test")}
+    labels = {split: runtime.read_array(data / f"attributes_{split}.npy")[:, columns] for split in ("train", "test")}
     check_rows(rows, labels, train.shape[1], data)
     mean, std = train.mean(axis=0), train.std(axis=0)
     x, x_test = (standardize(part, mean, std) for part in (train, test))

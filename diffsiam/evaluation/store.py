@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffsiam import runtime
-from diffsiam.errors import UserError
 
 METRICS = ("accuracy", "mean_per_class")
 KEYS = ("train", "train_labels", "test", "test_labels")
@@ -75,23 +73,22 @@ def read(features: Path | str, meta: Path | str) -> FeatureSet:
     """
     facts = _read_meta(meta)
     arrays = _read_arrays(features)
-    remedy = f"Delete {features} and run Snakemake again: it extracts the features anew."
     for split in ("train", "test"):
         x, y = arrays[split], arrays[f"{split}_labels"]
         problem = _problem(split, x, y, len(facts["classes"]), facts["counts"][split])
         if problem:
-            raise UserError(f"{features}: {problem}. {remedy}")
+            raise runtime.damaged(features, problem)
     if arrays["train"].shape[1] != arrays["test"].shape[1]:
         widths = f"{arrays['train'].shape[1]} dimensions in train, {arrays['test'].shape[1]} in test"
-        raise UserError(f"{features}: {widths}; they must be equal. {remedy}")
+        raise runtime.damaged(features, f"{widths}; they must be equal")
     validation = facts["splits"]["val"]
     images = len(arrays["train"])
     if not 0 < len(set(validation)) < images or min(validation) < 0 or max(validation) >= images:
-        raise UserError(
-            f"{meta}: splits.val holds {len(validation)} indices"
+        raise runtime.damaged(
+            meta,
+            f"splits.val holds {len(validation)} indices"
             + (f" from {min(validation)} to {max(validation)}, allowed are 0 to {images - 1}" if validation else "")
-            + "; neither it nor the rest of train may be empty. Delete it and run Snakemake again: it prepares "
-            "the data anew."
+            + "; neither it nor the rest of train may be empty",
         )
     return FeatureSet(**arrays, meta=facts)
 
@@ -110,24 +107,15 @@ def _read_meta(path: Path | str) -> dict[str, Any]:
     missing += ["splits.val"] if not missing and "val" not in facts["splits"] else []
     if missing or facts["metric"] not in METRICS:
         problem = f"no {', '.join(missing)}" if missing else f"metric {facts['metric']!r}"
-        raise UserError(
-            f"{path}: {problem}; needed are {', '.join(needed)}, metric one of {', '.join(METRICS)}. Delete "
-            "the file and run Snakemake again: it prepares the data anew."
-        )
+        raise runtime.damaged(path, f"{problem}; needed are {', '.join(needed)}, metric one of {', '.join(METRICS)}")
     return facts
 
 
 def _read_arrays(path: Path | str) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in KEYS}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
-    except KeyError as e:
-        problem = f"{e.args[0]}; needed are {', '.join(KEYS)}"
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError, AttributeError) as e:
-        problem = f"not a complete .npz file of plain arrays ({e})"
-    raise UserError(f"{path}: {problem}. Delete it and run Snakemake again: it extracts the features anew.")
+    arrays = runtime.read_arrays(path)
+    if absent := [key for key in KEYS if key not in arrays]:
+        raise runtime.damaged(path, f"{', '.join(absent)} is not in it; needed are {', '.join(KEYS)}")
+    return {key: arrays[key] for key in KEYS}
 
 
 def _problem(split: str, x: NDArray[Any], y: NDArray[Any], classes: int, count: int) -> str | None:

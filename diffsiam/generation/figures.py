@@ -131,8 +131,9 @@ def run(
     if what == "classifier":
         return train_classifier(job, out)
     if what == "numbers":
+        frame = numbers(job)
         with runtime.atomic(out) as temporary:
-            numbers(job).to_csv(temporary, index=False, float_format="%.6g")
+            frame.to_csv(temporary, index=False, float_format="%.6g")
         return None
     arrays = {"denoise": denoise, "counterfactual": counterfactuals, "manipulation": manipulations}[what](job)
     with runtime.atomic(out) as temporary, open(temporary, "wb") as f:
@@ -191,7 +192,7 @@ def train_classifier(job: Job, out: Path) -> None:
     """The attribute classifier on pixels; its scores stand beside it."""
     names, cfg = check_attributes(job.meta, job.data), job.cfg.classifier
     images = {split: open_images(job.data / f"images_{split}.npy", job.root) for split in ("train", "test")}
-    labels = {split: np.load(job.data / f"attributes_{split}.npy") for split in images}
+    labels = {split: runtime.read_array(job.data / f"attributes_{split}.npy") for split in images}
     net = measure.train(images["train"], labels["train"], cfg, job.device, captured=job.captured)
     precision = measure.scores(net, images["test"][:], labels["test"], job.device)
     facts = {"width": cfg.width, "image_size": images["train"].shape[1], "attributes": names}
@@ -209,7 +210,7 @@ def numbers(job: Job) -> pd.DataFrame:
         names = check_attributes(job.meta, job.data)
         net = measure.load(job.classifier, names).to(job.device)
         judge = functools.partial(_judge, net, job.device)
-        same = measure.exclusive(np.load(job.data / "attributes_train.npy"))
+        same = measure.exclusive(runtime.read_array(job.data / "attributes_train.npy"))
         base = judge(job.model.sample(x_T, z))
         for c in job.classifiers:
             a = find(c.name, names, job.data)
@@ -217,7 +218,7 @@ def numbers(job: Job) -> pd.DataFrame:
                 edited = manipulate(job.model, (z, x_T), c, torch.tensor([scale]))[:, 0]
                 found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
                 rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
-        labels = np.load(job.data / "attributes_test.npy")[indices].astype(np.int64)
+        labels = runtime.read_array(job.data / "attributes_test.npy")[indices].astype(np.int64)
         partner = measure.partners(len(indices))
         for what, start in {"counterfactual": x_T[partner], "segments": x_T}.items():
             base = judge(job.model.sample(start, z))  # Algorithm 2 on an empty range

@@ -51,10 +51,11 @@ class Trained:
         folder = self.results / "representation" / self.pretrain / self.method / f"seed{self.seed}"
         if not (folder / "decoder_ema.safetensors").is_file():
             there = [f"{t['method']} on {t['pretrain']}, {t['seed']}" for t in guided.trained(self.results)]
+            place = Path("results", folder.relative_to(self.results))  # as the rules name it
             raise UserError(
                 f"no trained {self.method} on {self.pretrain or '(no data set named)'}, seed{self.seed}, below "
                 f"{self.results}. There {'are: ' + '; '.join(there) if there else 'is none'}. Name one with --method, "
-                f"--pretrain and --seed, or train it: `snakemake --cores all {folder}/decoder_ema.safetensors`."
+                f"--pretrain and --seed, or train it: `snakemake --cores all {place}/decoder_ema.safetensors`."
             )
         device = runtime.select_device(self.rt)
         captured = runtime.use_graph(self.rt, device)

@@ -62,18 +62,10 @@ def run(number: str, inputs: Inputs, out: Path) -> None:
 
 
 def _load(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a readable .npz ({e}). Delete it and run Snakemake again.") from None
+    arrays = runtime.read_arrays(path)
     if missing := [name for name in needed if name not in arrays]:
-        raise UserError(
-            f"{path}: lacks {', '.join(missing)}; met {', '.join(arrays)}. Name a file of the kind that this figure is "
-            "drawn from, or delete it and run Snakemake again if an earlier version made it."
-        )
+        problem = f"lacks {', '.join(missing)}, of which this figure is drawn; met {', '.join(arrays)}"
+        raise runtime.damaged(path, problem)
     return arrays
 
 
@@ -248,10 +240,7 @@ def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[i
 
 def training_history(path: Path) -> pd.DataFrame:
     """history.csv of a training with a diffusion term."""
-    try:
-        history = pd.read_csv(path)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a readable history ({e}). Ask Snakemake for it: `snakemake {path}`.") from None
+    history = runtime.read_csv(path)
     if "diffusion" not in history:
         names = ", ".join(map(str, history))
         raise UserError(f"{path}: no column 'diffusion'; met {names}. Figure 4.9 needs a method with a diffusion term.")

@@ -18,7 +18,7 @@ def run(results: Sequence[Path], out: Path) -> None:
     Args:
         results: numbers_<method>.csv files, as `diffsiam.generation.figures` describes them.
     """
-    frame = pd.concat([pd.read_csv(path) for path in results], ignore_index=True)
+    frame = pd.concat([runtime.read_csv(path) for path in results], ignore_index=True)
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
     runtime.write_text(out.with_suffix(".md"), markdown(frame))

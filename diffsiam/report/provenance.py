@@ -21,7 +21,7 @@ def run(metas: Sequence[Path], trainings: Sequence[Path], out: Path) -> None:
         trainings: config.json of an encoder or training.json of a diffusion model, each with history.csv beside it.
         out: the .md to write.
     """
-    records = [(runtime.read_json(p), pd.read_csv(p.with_name("history.csv"))) for p in trainings]
+    records = [(runtime.read_json(p), runtime.read_csv(p.with_name("history.csv"))) for p in trainings]
     runtime.write_text(out, "\n".join([*_data(map(runtime.read_json, metas)), "", *_trainings(records), ""]))
 
 

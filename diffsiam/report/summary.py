@@ -39,7 +39,7 @@ def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Pa
     """
     results = [runtime.read_json(path) for path in linear], [runtime.read_json(path) for path in fewshot]
     differences = paired.table(*results, pretrain)
-    thesis = pd.concat([pd.read_csv(path) for path in references], ignore_index=True)
+    thesis = pd.concat([runtime.read_csv(path) for path in references], ignore_index=True)
     summary = text(_accuracies(*results), differences, thesis, pretrain)
     with runtime.atomic(out.with_name("paired.csv")) as temporary:
         differences.to_csv(temporary, index=False, float_format="%.4f")

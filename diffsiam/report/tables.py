@@ -13,10 +13,6 @@ from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
 _KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
-_CAPTIONS = {
-    "4_1": "Table 4.1. Linear classification: accuracy in percent (Aircraft, Caltech, Flowers, Pets: mean per class).",
-    "4_2": "Table 4.2. 5-way few-shot classification: accuracy in percent and 95 % interval over episodes.",
-}
 
 
 def run(
@@ -31,16 +27,17 @@ def run(
         configs: config.json of every encoder in ``results``; their parameters stand in the footnote.
         reference: the thesis's numbers as CSV.
     """
-    rows = [row for path in results for row in _ROWS[table](runtime.read_json(path))]
-    frame = with_thesis(pd.DataFrame(rows), pd.read_csv(reference), _KEYS[table], _complete(metas))
+    found = [runtime.read_json(path) for path in results]
+    rows = [row for result in found for row in _ROWS[table](result)]
+    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], _complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
-    shaped = [(shots, _shape(part, datasets, table == "4_2")) for shots, part in blocks]
-    note = _footnote(configs, frame)
+    shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
+    caption, note = _CAPTIONS[table](found), _footnote(configs, frame)
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
-    runtime.write_text(out.with_suffix(".md"), _markdown(_CAPTIONS[table], shaped, note))
-    runtime.write_text(out.with_suffix(".tex"), _latex(_CAPTIONS[table], shaped, note))
+    runtime.write_text(out.with_suffix(".md"), _markdown(caption, shaped, note))
+    runtime.write_text(out.with_suffix(".tex"), _latex(caption, shaped, note))
 
 
 def _linear_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,6 +56,20 @@ def _fewshot_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 _ROWS: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {"4_1": _linear_rows, "4_2": _fewshot_rows}
+
+
+def _linear_caption(results: Sequence[dict[str, Any]]) -> str:
+    by_class = dict.fromkeys(r["dataset"] for r in results if r["metric"] == "mean_per_class")
+    metric = f" ({', '.join(by_class)}: mean per class)" if by_class else ""
+    return f"Table 4.1. Linear classification: accuracy in percent{metric} and 95 % interval over test images."
+
+
+def _fewshot_caption(results: Sequence[dict[str, Any]]) -> str:
+    ways = ", ".join(f"{ways}-way" for ways in dict.fromkeys(r["ways"] for r in results))
+    return f"Table 4.2. {ways} few-shot classification: accuracy in percent and 95 % interval over episodes."
+
+
+_CAPTIONS = {"4_1": _linear_caption, "4_2": _fewshot_caption}
 
 
 def with_thesis(frame: pd.DataFrame, thesis: pd.DataFrame, keys: list[str], complete: set[str]) -> pd.DataFrame:
@@ -87,7 +98,7 @@ def cell(mean: float, half_width: float | None = None, spread: float | None = No
     return text + (f" ({spread:.2f})" if spread is not None and pd.notna(spread) else "")
 
 
-def _shape(frame: pd.DataFrame, datasets: list[str], interval: bool) -> list[tuple[str, list[tuple[str, bool]]]]:
+def _shape(frame: pd.DataFrame, datasets: list[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
     """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best.
 
     With several seeds an interval is the mean of the seeds' own, and the spread of "Avg." that of the seeds' averages.
@@ -102,8 +113,7 @@ def _shape(frame: pd.DataFrame, datasets: list[str], interval: bool) -> list[tup
     for method in means.index:
         cells = []
         for name in datasets:
-            half_width = intervals.loc[method, name] if interval else None
-            text = cell(means.loc[method, name], half_width, spreads.loc[method, name])
+            text = cell(means.loc[method, name], intervals.loc[method, name], spreads.loc[method, name])
             cells.append((text, bool(means.loc[method, name] == best[name])))
         text = cell(average[method], spread=average_spread[method])
         cells.append((text, bool(average[method] == average.max())))

@@ -20,6 +20,16 @@ def test_embedded_sets_have_the_counts_of_the_table_and_every_class_in_both_spli
     assert not set(train.names) & set(test.names)
 
 
+@pytest.mark.parametrize("name", ["digits", "photos", "sprites"])
+@pytest.mark.parametrize("split_seed", [0, 5])
+def test_embedded_sets_have_the_class_sizes_and_attributes_that_parameters_are_checked_against(
+    name: str, split_seed: int
+) -> None:
+    made, row = embedded.source(name, 16, split_seed), sources.get(name)
+    assert tuple(np.bincount(made.splits["test"].labels)) == row.test_sizes
+    assert tuple(made.attributes) == row.attributes
+
+
 def test_digits_are_scikit_learns_and_every_one_is_used_once() -> None:
     images, labels = load_digits(return_X_y=True)
     met = []

@@ -299,3 +299,12 @@ def test_a_table_without_an_image_or_with_words_is_refused(tmp_path: Path, cfg: 
     (tmp_path / "a.csv").write_text(f"image,rusty\n{0:040x},yes\n")
     with pytest.raises(UserError, match="not a table of attributes"):
         run("Bedroom", cfg, tmp_path / "out", tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_images_that_were_cut_off_are_one_message(keep: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "images_train.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    data = (tmp_path / "images_train.npy").read_bytes()
+    (tmp_path / "images_train.npy").write_bytes(data[:keep])
+    with pytest.raises(UserError, match=r"images_train\.npy: not a complete \.npy file"):
+        images.open_images(tmp_path / "images_train.npy", tmp_path)

@@ -28,7 +28,7 @@ MICRO = {
         "steps": 2,
         "batch_size": 16,
     },
-    "representation": {"encoder_width": 4, "segments": 4, "steps": 3, "batch_size": 16},
+    "representation": {"encoder_width": 4, "segments": 32, "steps": 3, "batch_size": 16},
     "fewshot": {"episodes": 20, "shots": [1, 2], "epochs": 2},
     "linear": {"penalties": 3},
     "runtime": {"threads": 1},

@@ -105,7 +105,10 @@ MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"
         ([*COUNTERFACTUAL, "--scales", "2"], ["--scales 2", "0 to 1"]),
         ([*COUNTERFACTUAL, "--method", "pdae"], ["no trained pdae on sprites", "diffsiam_hier on sprites, seed0"]),
         ([*COUNTERFACTUAL, "--pretrain", "CelebA"], ["on CelebA", "diffsiam_hier on sprites, seed0"]),
-        ([*COUNTERFACTUAL, "--results", "nowhere"], ["There is none", "snakemake --cores all"]),
+        (
+            [*COUNTERFACTUAL, "--results", "nowhere"],
+            ["There is none", "snakemake --cores all results/representation/sprites"],
+        ),
         ([*COUNTERFACTUAL, "--out", "x.jpg"], ["x.jpg", "ends with .png"]),
         (["manipulate", "text.png", *MANIPULATE[2:]], ["text.png: not an image"]),
         ([*MANIPULATE, "--attribute", "Smiling"], ["no attribute 'Smiling'", "There are: Red_left"]),

@@ -155,7 +155,7 @@ def test_a_history_without_a_diffusion_term_is_refused(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(UserError, match="no column 'diffusion'; met step, loss"):
         figures.FIGURES["4_9"](figures.Inputs("sprites", {"diffsiam_hier": tmp_path / "h.csv"}))
-    with pytest.raises(UserError, match="not a readable history"):
+    with pytest.raises(UserError, match=r"none.csv: no such file"):
         figures.FIGURES["4_9"](figures.Inputs("sprites", {"diffsiam_hier": tmp_path / "none.csv"}))
 
 
@@ -188,7 +188,7 @@ def test_files_are_300_dpi_and_the_same_bytes_every_time(tmp_path: Path, inputs:
     ("make", "words"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.write_bytes(b"half a"), "not a readable"),
+        (lambda path: path.write_bytes(b"half a"), "not a complete .npz"),
     ],
 )
 def test_arrays_that_are_missing_or_damaged_are_named(

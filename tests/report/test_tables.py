@@ -44,7 +44,7 @@ def make(tmp_path: Path, table: str, results: list[dict], train: dict[str, int])
 
 def linear(seeds: int = 3) -> list[dict]:
     return [
-        small_results.linear(method, dataset, seed, accuracy)
+        small_results.linear(method, dataset, seed, accuracy, CI95[seed])
         for (method, dataset), values in ACCURACIES.items()
         for seed, accuracy in enumerate(values[:seeds])
     ]
@@ -93,15 +93,15 @@ def test_linear_table_of_three_seeds(tmp_path: Path) -> None:
     assert [line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("|")] == [
         "|  | CIFAR10 | DTD | Avg. |",
         "|---|---:|---:|---:|",
-        "| SimSiam | 52.00 (2.00) | **22.00 (3.46)** | 37.00 (2.65) |",
-        "| DiffSiam hier. | **56.00 (2.00)** | 21.00 (1.00) | **38.50 (1.50)** |",
+        "| SimSiam | 52.00 ± 0.50 (2.00) | **22.00 ± 0.50 (3.46)** | 37.00 (2.65) |",
+        "| DiffSiam hier. | **56.00 ± 0.50 (2.00)** | 21.00 ± 0.50 (1.00) | **38.50 (1.50)** |",
         "| SimSiam (thesis) | 90.98 |  |  |",
         "| DiffSiam hier. (thesis) | 90.88 |  |  |",
     ]
     assert [line for line in out.with_suffix(".tex").read_text().splitlines() if " & " in line] == [
         r" & CIFAR10 & DTD & Avg. \\ \hline",
-        r"SimSiam & 52.00 (2.00) & \textbf{22.00 (3.46)} & 37.00 (2.65) \\",
-        r"DiffSiam hier. & \textbf{56.00 (2.00)} & 21.00 (1.00) & \textbf{38.50 (1.50)} \\",
+        r"SimSiam & 52.00 $\pm$ 0.50 (2.00) & \textbf{22.00 $\pm$ 0.50 (3.46)} & 37.00 (2.65) \\",
+        r"DiffSiam hier. & \textbf{56.00 $\pm$ 0.50 (2.00)} & 21.00 $\pm$ 0.50 (1.00) & \textbf{38.50 (1.50)} \\",
         r"SimSiam (thesis) & 90.98 &  &  \\",
         r"DiffSiam hier. (thesis) & 90.88 &  &  \\",
     ]
@@ -152,11 +152,28 @@ def test_thesis_has_an_average_where_it_has_every_data_set(tmp_path: Path) -> No
 def test_one_seed_has_no_spread_and_says_so(tmp_path: Path) -> None:
     out = make(tmp_path, "4_1", linear(seeds=1), {"CIFAR10": 49_999, "DTD": 1_000})
     text = out.with_suffix(".md").read_text()
-    assert "| SimSiam | 50.00 | **20.00** | 35.00 |" in text  # equal on DTD: both are best
-    assert "| DiffSiam hier. | **54.00** | **20.00** | **37.00** |" in text
+    assert "| SimSiam | 50.00 ± 0.30 | **20.00 ± 0.30** | 35.00 |" in text  # equal on DTD: both are best
+    assert "| DiffSiam hier. | **54.00 ± 0.30** | **20.00 ± 0.30** | **37.00** |" in text
     assert "one seed: differences between methods include the luck" in text
     assert "(thesis)" not in text
     assert "thesis's numbers are left out" in text
+
+
+def test_captions_name_the_data_sets_and_the_ways_that_are_there_and_no_other(tmp_path: Path) -> None:
+    def captions(out: Path) -> set[str]:
+        tex = out.with_suffix(".tex").read_text().partition("caption{")[2].partition("}")[0].replace(r"\%", "%")
+        return {out.with_suffix(".md").read_text().splitlines()[0].strip("*"), tex}
+
+    accuracy = "Table 4.1. Linear classification: accuracy in percent"
+    assert captions(make(tmp_path, "4_1", linear(), SUBSET)) == {f"{accuracy} and 95 % interval over test images."}
+    by_class = [r | ({"metric": "mean_per_class"} if r["dataset"] == "DTD" else {}) for r in linear()]
+    assert captions(make(tmp_path, "4_1", by_class, SUBSET)) == {
+        f"{accuracy} (DTD: mean per class) and 95 % interval over test images."
+    }
+    three_way = [r | {"ways": 3} for r in fewshot()]
+    assert captions(make(tmp_path, "4_2", three_way, SUBSET)) == {
+        "Table 4.2. 3-way few-shot classification: accuracy in percent and 95 % interval over episodes."
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflow.plans import snakemake
 
 
-def test_gpu_jobs_counts_every_job_that_is_told_a_device_and_no_other(tmp_path: Path) -> None:
-    for name in ("Snakefile", "params.yaml", "workflow", "diffsiam", "profiles"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-m", "snakemake", "-n", "-p", "--cores", "1", "all", "figures", "numbers"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_gpu_jobs_counts_every_job_that_is_told_a_device_and_no_other(project: Path) -> None:
+    done = snakemake("-n", "-p", "--cores", "1", "all", "figures", "numbers")
     assert done.returncode == 0, done.stderr
     jobs = re.findall(r"^(?:local)?rule (\S+):\n(.*?)(?=^\[|^Job stats)", done.stdout + done.stderr, re.M | re.S)
     counted = {name for name, text in jobs if re.search(r"resources:.*\bgpu_jobs=1\b", text)}

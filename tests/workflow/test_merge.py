@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copy(ROOT / "workflow" / "presets" / "demo.yaml", folder / "params.yaml")
     return folder
 
 

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -89,4 +90,10 @@ def write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as e:  # Snakemake removes what is half written
+        print(
+            f"metrics: {e}. Make room, or let this user write there, and run the same command again.", file=sys.stderr
+        )
+        sys.exit(2)

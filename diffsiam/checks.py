@@ -1,0 +1,239 @@
+"""What the schema has no words for: values of params.yaml that contradict each other, or what is known beforehand of
+the data sets. All of it is refused before anything is planned.
+
+Every rule takes parameters that have passed the schema, nested as in params.yaml, and yields a line for each mistake:
+the key, the value met, the values allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diffsiam.data.sources import DATASETS
+
+TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
+
+Raw = dict[str, Any]
+Of = Callable[[str], Raw]  # the parameters as they stand for one data set, with its overrides
+
+
+def section(name: str, values: Raw) -> list[str]:
+    """The mistakes within one complete section."""
+    rules = {
+        "representation": _representation,
+        "linear": _linear,
+        "probmask": _probmask,
+    }
+    return [f"{name}.{line}" for line in rules[name](values)] if name in rules else []
+
+
+def experiment(raw: Raw, of: Of) -> list[str]:
+    """The mistakes between sections, and between them and the data sets."""
+    rules = (_image_sizes, _unets, _classes, _validation, _attributes, _ranges, _figures, _pairs)
+    return [line for rule in rules for line in rule(raw, of)]
+
+
+def plain(name: str) -> str:
+    """An attribute's name, whatever its case, with underscores for spaces or not."""
+    return name.lower().replace("_", " ")
+
+
+# -------------------------------------------------------------------------------------------- within one section
+def _representation(cfg: Raw) -> Iterator[str]:
+    dim, segments, (low, high) = 8 * cfg["encoder_width"], cfg["segments"], cfg["views"]["crop_scale"]
+    if dim % segments:
+        yield (
+            f"segments: {segments} does not divide the representation's d = 8 * encoder_width = {dim}. Choose a "
+            f"divisor of {dim}."
+        )
+    else:
+        yield from _diti(cfg["diti"], segments, dim)
+    if low > high:
+        yield f"views.crop_scale: met {[low, high]}, the smallest share above the largest. Exchange the two."
+    if cfg["snapshots"] > cfg["steps"]:
+        yield (
+            f"snapshots: met {cfg['snapshots']}, more than the {cfg['steps']} of representation.steps. Choose at most "
+            "one per step."
+        )
+
+
+def _diti(cfg: Raw, segments: int, dim: int) -> Iterator[str]:
+    stages, dims = cfg["stages"], cfg["dims_per_stage"]
+    met = f"diti: met stages {stages} with dims_per_stage {dims}"
+    if (stages is None) != (dims is None):
+        yield f"{met}. Give both, or null for both: segments of equal width."
+    if stages is None or dims is None:
+        return
+    rising = sorted(set(stages)) == stages and stages[-1] == TIMESTEPS
+    if len(stages) != len(dims) or sum(dims) != dim or not rising:
+        yield (
+            f"{met}, which add up to {sum(dims)}. Needed are as many dims_per_stage as stages, adding up to d = {dim}, "
+            f"and stages that rise to {TIMESTEPS}."
+        )
+        return
+    first_steps = [-(-k * TIMESTEPS // segments) for k in range(segments)]
+    counts = [sum(low <= step < high for step in first_steps) for low, high in itertools.pairwise((0, *stages))]
+    if 0 in counts:
+        yield (
+            f"{met}; of the {segments} segments' first steps they hold {counts}. Every stage needs one: move stages "
+            "apart, or raise representation.segments."
+        )
+
+
+def _linear(cfg: Raw) -> Iterator[str]:
+    if cfg["penalty_min"] > cfg["penalty_max"]:
+        yield f"penalty_min: {cfg['penalty_min']:g} is above penalty_max = {cfg['penalty_max']:g}. Exchange the two."
+
+
+def _probmask(cfg: Raw) -> Iterator[str]:
+    """Two classifiers of one attribute would share the file of the one on all dimensions."""
+    seen: dict[tuple[str, str], int] = {}
+    for row in cfg["attributes"]:
+        key = row["dataset"], plain(row["name"])
+        if key in seen:
+            yield (
+                f"attributes: {row['name']} of {row['dataset']} stands there twice, with dims {seen[key]} and "
+                f"{row['dims']}. Keep one row for each attribute; another number of dimensions can be had with "
+                f"`diffsiam probmask --attribute {row['name']!r} --dims {row['dims']}`."
+            )
+        seen[key] = row["dims"]
+
+
+# ---------------------------------------------------------------------------------- between sections and data sets
+def _image_sizes(raw: Raw, of: Of) -> Iterator[str]:
+    """A data set of the tables has one image size."""
+    for name in _resized(raw):
+        yield (
+            f"overrides.{name}.data: the tables use {name} at data.image_size. Take {name} out of pretrain and "
+            "transfer, or drop this override."
+        )
+
+
+def _resized(raw: Raw) -> list[str]:
+    """Data sets of the tables with an image size of their own."""
+    tables = dict.fromkeys((raw["pretrain"], *raw["transfer"]))
+    return [name for name in tables if "data" in raw["overrides"].get(name, {})]
+
+
+def _unets(raw: Raw, of: Of) -> Iterator[str]:
+    """The U-Nets that are trained here fit the images that they are trained on."""
+    seen: list[Raw] = []
+    names = dict.fromkeys((raw["pretrain"], *raw["overrides"], *raw["figures"]["datasets"].values()))
+    for name in (name for name in names if name not in _resized(raw)):
+        mine = of(name)
+        cfg, size = mine["diffusion"]["unet"], mine["data"]["image_size"]
+        if mine["diffusion"]["source"] != "pretrain" or (found := {**cfg, "size": size}) in seen:
+            continue
+        seen.append(found)
+        channels, groups = cfg["channels"], cfg["norm_groups"]
+        if size % 2 ** len(channels):  # sizes are powers of 2, and the last level is of 2 or more
+            yield (
+                f"diffusion.unet.channels: met {channels}, but {name}'s images of {size}x{size} do not fit "
+                f"{len(channels)} levels: each after the first halves them, to 2 or more. Give at most "
+                f"{size.bit_length() - 1} widths."
+            )
+        if odd := [width for width in channels if width % groups]:
+            yield (
+                f"diffusion.unet.norm_groups: {groups} does not divide the width {odd[0]} of channels {channels}. "
+                "Choose a divisor of every width."
+            )
+
+
+def _classes(raw: Raw, of: Of) -> Iterator[str]:
+    """Every data set of the tables has the classes of an episode, and those of known sizes the images."""
+    ways, shots, queries = (raw["fewshot"][key] for key in ("ways", "shots", "queries"))
+    needed = max(shots) + queries
+    for name in raw["transfer"]:
+        row = DATASETS[name]
+        usable = sum(size >= needed for size in row.test_sizes)
+        if ways > row.classes:
+            yield (
+                f"fewshot.ways: met {ways}, but {name} has {row.classes} classes. Choose at most {row.classes}, or "
+                f"leave {name} out of transfer."
+            )
+        elif row.test_sizes and usable < ways:
+            most = sorted(row.test_sizes)[-ways] - queries
+            remedy = f"at most {most} shots work" if most > 0 else "none work: lower fewshot.queries"
+            yield (
+                f"fewshot.shots: {ways} classes with {max(shots)} support and {queries} query test images each are "
+                f"needed; {usable} of {name} have that many. With these ways and queries {remedy}; or leave {name} out "
+                "of transfer."
+            )
+
+
+def _validation(raw: Raw, of: Of) -> Iterator[str]:
+    fraction = raw["data"]["val_fraction"]
+    for name in dict.fromkeys((raw["pretrain"], *raw["transfer"])):
+        if (row := DATASETS[name]).embedded and not round(fraction * row.train):
+            yield (
+                f"data.val_fraction: {fraction:g} of {name}'s {row.train} training images is none. Choose at least "
+                f"{1 / row.train:.1g}."
+            )
+
+
+def _attributes(raw: Raw, of: Of) -> Iterator[str]:
+    """Attribute classifiers are of attributes that there are, and of no more dimensions than z has."""
+    for i, row in enumerate(raw["probmask"]["attributes"]):
+        where, name, dims = f"probmask.attributes.{i}", row["dataset"], row["dims"]
+        known, dim = DATASETS[name].attributes, 8 * of(name)["representation"]["encoder_width"]
+        if dims > dim:
+            yield f"{where}.dims: met {dims} for {row['name']}, but z has d = {dim} on {name}. Choose 1 to {dim}."
+        if not known and not DATASETS[name].pseudo_labels:
+            having = ", ".join(n for n, other in DATASETS.items() if other.attributes or other.pseudo_labels)
+            yield f"{where}.dataset: {name} has no attributes. Those with attributes: {having}."
+        elif known and plain(row["name"]) not in map(plain, known):
+            yield f"{where}.name: {name} has no attribute {row['name']!r}. There are: {', '.join(known)}."
+
+
+def _ranges(raw: Raw, of: Of) -> Iterator[str]:
+    for i, row in enumerate(raw["generation"]["ranges"]):
+        n = of(row["dataset"])["representation"]["segments"]
+        for j, (start, stop) in enumerate(row["ranges"]):
+            if not start <= stop <= n:
+                yield (
+                    f"generation.ranges.{i}.ranges.{j}: met [{start}, {stop}], but z has {n} segments on "
+                    f"{row['dataset']}. Give two numbers from 0 to {n}, the smaller first: half-open, [0, {n}] is all "
+                    "of z."
+                )
+
+
+def _figures(raw: Raw, of: Of) -> Iterator[str]:
+    """What a figure shows is made."""
+    figures, generation = raw["figures"], raw["generation"]
+    if figures["method"] not in generation["methods"]:
+        yield (
+            f"figures.method: {figures['method']} is not among generation.methods: {', '.join(generation['methods'])}. "
+            "Choose one of them, or add it there."
+        )
+    rows = {"generation.ranges": generation["ranges"], "probmask.attributes": raw["probmask"]["attributes"]}
+    for number, key in enumerate(4 * ["generation.ranges"] + 3 * ["probmask.attributes"], start=1):
+        known = dict.fromkeys(row["dataset"] for row in rows[key])
+        if (name := figures["datasets"][f"fig4_{number}"]) not in known:
+            yield (
+                f"figures.datasets.fig4_{number}: {name} has no row in {key}, which has {', '.join(known) or 'none'}. "
+                "Add one, or choose one of these."
+            )
+    name = figures["datasets"]["fig4_2"]
+    made = [span for row in generation["ranges"] if row["dataset"] == name for span in row["ranges"]]
+    everything = [0, of(name)["representation"]["segments"]]
+    for i, span in enumerate(figures["early_middle_late"]):
+        if made and span not in (*made, everything):
+            yield (
+                f"figures.early_middle_late.{i}: {span} is not among generation.ranges of {name}, which Figure 4.2 "
+                f"shows: {', '.join(map(str, made))}. Choose one of them, or add it there."
+            )
+
+
+def _pairs(raw: Raw, of: Of) -> Iterator[str]:
+    """Embedded data sets have the test images that the figures show."""
+    pairs, shown = raw["generation"]["pairs"], ("fig1_1", *(f"fig4_{number}" for number in range(1, 8)))
+    highest = max(map(max, pairs["indices"])) if pairs["indices"] else 2 * pairs["count"] - 1
+    key = "indices" if pairs["indices"] else "count"
+    for name in dict.fromkeys(raw["figures"]["datasets"][figure] for figure in shown):
+        if (row := DATASETS[name]).embedded and highest >= row.test:
+            yield (
+                f"generation.pairs.{key}: {highest + 1} test images are needed, {name} has {row.test}. Choose fewer "
+                f"pairs, or indices from 0 to {row.test - 1}."
+            )
