@@ -141,6 +141,7 @@ class FewShot:
     momentum: float
     dampening: float
     weight_decay: float
+    normalize: str
     seed: int
 
 
@@ -276,7 +277,6 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
 VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: the leaves that a rule does not record, for its command, as JSON
-
 T = TypeVar("T")
 
 

@@ -31,12 +31,13 @@ def run(
         configs: config.json of every encoder in ``results``; their parameters stand in the footnote.
         reference: the thesis's numbers as CSV.
     """
-    rows = [row for path in results for row in _ROWS[table](runtime.read_json(path))]
+    loaded = [runtime.read_json(path) for path in results]
+    rows = [row for result in loaded for row in _ROWS[table](result)]
     frame = with_thesis(pd.DataFrame(rows), pd.read_csv(reference), _KEYS[table], _complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
     shaped = [(shots, _shape(part, datasets, table == "4_2")) for shots, part in blocks]
-    note = _footnote(configs, frame)
+    note = " ".join([_footnote(configs, frame), *scaling(loaded)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
     runtime.write_text(out.with_suffix(".md"), _markdown(_CAPTIONS[table], shaped, note))
@@ -145,6 +146,12 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
     if frame["thesis_accuracy"].isna().all():
         lines.append("The thesis's numbers are left out: these data sets or their sizes are not the thesis's.")
     return " ".join(lines)
+
+
+def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What was done to the features' scale, in a sentence; none where they were taken as they are."""
+    to = {f"{result['mean_norm'] * result['scale']:.3g}" for result in results if result.get("scale", 1) != 1}
+    return [f"Features scaled to a mean norm of {' or '.join(sorted(to))} (fewshot.normalize: norm)."] if to else []
 
 
 def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
