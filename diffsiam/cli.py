@@ -12,6 +12,8 @@ from typing import Any
 from diffsiam import params
 from diffsiam.errors import UserError
 
+_FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate")  # stages whose --out is one; others': a file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
@@ -22,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from diffsiam.training import launch
 
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
+        _check_out(args.stage, args.out)
         untracked = os.environ.get(params.VARIABLE, "{}")
         args.run(args, params.read(untracked, *(args.params or ["params.yaml"])))
     except UserError as e:
@@ -38,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _check_out(stage: str, out: Path) -> None:
+    """Before a stage's work: a name that it cannot write under would be found at its end."""
+    wanted, other = ("folder", "file") if stage in _FOLDERS else ("file", "folder")
+    if out.exists() and out.is_dir() != (wanted == "folder"):
+        raise UserError(f"--out {out}: is a {other}, and {stage} writes a {wanted}. Name another, or delete it first.")
 
 
 def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -213,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE_OR_JSON",
             help="parameters, a YAML file or a JSON object; repeat to override (default: params.yaml)",
         )
-        sub.add_argument("--out", type=Path, required=True, metavar="PATH", help="what to write")
+        kind = "DIR" if name in _FOLDERS else "FILE"
+        sub.add_argument("--out", type=Path, required=True, metavar=kind, help="what to write")
         return sub
 
     def encoder_options(sub: argparse.ArgumentParser) -> None:

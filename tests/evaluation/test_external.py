@@ -180,6 +180,18 @@ def test_published_weights_are_read_from_the_cache(resnet18, saved, tmp_path, mo
     assert torch.equal(found.model(x), own.model(x))
 
 
+def test_a_published_file_that_holds_more_than_tensors_never_reaches_plain_pickle(tmp_path, monkeypatch) -> None:
+    """torchvision would unpickle whatever has the checksum, of which eight digits are known."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Payload(tmp_path / "ran")}, cached)
+    monkeypatch.setattr(runtime, "sha256", lambda path: "f37072fd" + 56 * "0")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth: holds more than tensors, or damaged"):
+        external.load("torchvision:resnet18", "IMAGENET1K_V1", None)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")
