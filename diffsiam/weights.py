@@ -67,7 +67,10 @@ def read(path: Path, title: str) -> dict[str, Tensor]:
     if shard := _SHARD.fullmatch(path.name):
         raise UserError(f"{title}: one part of a model. Name its index, {shard[1]}{INDEX}, beside it.")
     content = load(path, title)
-    found = dict(tensors(content))
+    try:
+        found = dict(tensors(content))
+    except RecursionError:
+        raise UserError(f"{title}: its names stand within one another without end. Get it again.") from None
     if not found:
         what = f": its keys are {', '.join(map(str, content))[:200]}" if isinstance(content, dict) else ""
         raise UserError(f"{title}: holds no tensors{what or f', but a {type(content).__name__}'}. Name another file.")

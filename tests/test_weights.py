@@ -200,6 +200,14 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
             weights.read(path, str(path))
 
 
+def test_names_within_one_another_without_end_are_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": torch.ones(1)}
+    content["b"] = {"c": content}
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="without end"):
+        weights.read(tmp_path / "w.pth", "w")
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_are_a_message_or_tensors(form: str, tmp_path: Path) -> None:

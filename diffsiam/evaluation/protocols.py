@@ -47,7 +47,7 @@ def run(
         encoder, weights, image_size, options: see `external.load`.
         seed: for the record.
     Returns:
-        Why, for each (data set, protocol) that was refused; (data set, "data") for one that could not be prepared.
+        Why, for each (data set, protocol) that was refused; (data set, "data") for one without features.
     Raises:
         UserError: an unknown name, a data set without classes, an encoder that cannot be used, or ``out`` holds the
             results of another one.
@@ -72,12 +72,12 @@ def run(
         data, stored = out / "data" / name, out / "features" / f"{name}.npz"
         try:
             prepare.run(name, cfg.data, data)
+            meta = runtime.read_json(data / "meta.json")
+            images = {key: meta[key] for key in ("sha256", "splits", "classes", "metric")}
+            made.make(stored, ["features", images], functools.partial(_extract, model, data, stored, cfg, device))
         except UserError as e:
             refused[name, "data"] = str(e)
             continue
-        meta = runtime.read_json(data / "meta.json")
-        images = {key: meta[key] for key in ("sha256", "splits", "classes", "metric")}
-        made.make(stored, ["features", images], functools.partial(_extract, model, data, stored, cfg, device))
         for protocol, evaluate in PROTOCOLS.items():
             result, section = out / protocol / f"{name}.json", vars(cfg)[protocol]
             where = {"method": encoder, "seed": seed}
@@ -96,7 +96,7 @@ class _Made:
 
     def __init__(self, out: Path, common: Any) -> None:
         self.out, self.common = out, common
-        self.known: dict[str, str] = runtime.read_json(out / MADE) if (out / MADE).exists() else {}
+        self.known: dict[str, str] = _earlier(out / MADE) or {}
 
     def make(self, file: Path, depends: list[Any], run: Callable[[], None]) -> None:
         """Run ``run``, which writes ``file``, unless the file is there and was made from the same; where it fails, no
@@ -122,7 +122,7 @@ def _claim(out: Path, facts: dict[str, Any], identity: dict[str, Any], cfg: Sett
     """Write config.json, unless ``out`` is another encoder's."""
     path = out / "config.json"
     same = json.loads(json.dumps(identity))  # as it is read back
-    earlier = runtime.read_json(path) if path.exists() else same | {"encoder": facts["encoder"]}
+    earlier = _earlier(path) or same | {"encoder": facts["encoder"]}
     other = [key for key, value in same.items() if value is not None and earlier.get(key, value) != value]
     if other or "encoder" not in earlier:
         differences = "; ".join(f"{key} {earlier[key]}, not {same[key]}" for key in other)
@@ -132,6 +132,20 @@ def _claim(out: Path, facts: dict[str, Any], identity: dict[str, Any], cfg: Sett
         )
     settings = dataclasses.asdict(cfg)
     runtime.write_json(path, facts | {"params": settings, "collected": runtime.provenance()})
+
+
+def _earlier(path: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote there; None where none did."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(value, dict) else f"it holds a {type(value).__name__}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        problem = str(e)
+    if problem:
+        raise UserError(f"{path}: cannot be read ({problem}). Delete it: what it tells of is then made again.")
+    return value
 
 
 def _checksum(model: nn.Module) -> str:
@@ -148,5 +162,10 @@ def _extract(model: nn.Module, data: Path, out: Path, cfg: Settings, device: tor
     for split in ("train", "test"):
         images = np.load(data / f"images_{split}.npy", mmap_mode="c")
         arrays += [features.extract(model, images, cfg.features.batch_size, device)]
+        bad = int((~np.isfinite(arrays[-1]).all(axis=1)).sum())
+        if bad:  # here and not where they are read: to extract them anew would not help
+            raise UserError(
+                f"{data.name}: the encoder gives NaN or infinity for {bad} of {len(images)} {split} images."
+            )
         arrays += [np.load(data / f"labels_{split}.npy")]
     store.write(out, *arrays)

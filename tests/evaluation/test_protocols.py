@@ -172,3 +172,28 @@ def test_an_encoder_that_gives_nan_is_refused_before_any_data_is_prepared(name, 
     assert evaluate(tmp_path / "e" / "encoder.safetensors", tmp_path / "out", "digits") == 2
     assert "NaN or infinity" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_features_that_are_not_finite_leave_the_other_data_sets(encoder, tmp_path, capsys, monkeypatch) -> None:
+    """An encoder may overflow on some images alone; nothing is kept of them."""
+    real = features.extract
+
+    def extract(model: torch.nn.Module, images: np.ndarray, *args: Any) -> np.ndarray:
+        z = real(model, images, *args)
+        if len(images) == 500:  # the test images of photos
+            z[3, 1], z[7, 2] = np.nan, np.inf
+        return z
+
+    monkeypatch.setattr(features, "extract", extract)
+    assert evaluate(encoder, tmp_path / "out", "photos", "digits") == 2
+    assert "photos: the encoder gives NaN or infinity for 2 of 500 test images." in capsys.readouterr().err
+    assert [path.stem for path in (tmp_path / "out" / "features").iterdir()] == ["digits"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "made.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{"])
+def test_a_damaged_record_of_an_earlier_call_is_named(encoder, tmp_path, capsys, name, content) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(content)
+    assert evaluate(encoder, tmp_path / "out", "digits") == 2
+    assert f"{tmp_path / 'out' / name}: cannot be read (" in capsys.readouterr().err
