@@ -152,18 +152,9 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {remake(path)}") from None
+        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e}). {remake(path)}") from None
-
-
-def remake(path: Path | str) -> str:
-    """What brings a file back, for a message: Snakemake, if it is one of the results under the working folder."""
-    relative = os.path.relpath(path)
-    if Path(relative).parts[0] != "results":
-        return "It is not one of this folder's results: name another file, or bring it again from where it came."
-    # by name, and not there: Snakemake looks behind no file that exists
-    return f"Let Snakemake make it: `rm -f {relative}; snakemake --cores all {relative}`."
+        raise UserError(f"{path}: not valid JSON ({e}). Delete it and run Snakemake again.") from None
 
 
 def sha256(path: Path | str) -> str:
@@ -194,9 +185,9 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
     try:
         state = safetensors.torch.load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {remake(path)}") from None
+        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
     except (safetensors.SafetensorError, OSError) as e:
-        raise UserError(f"{path}: not a complete safetensors file ({e}). {remake(path)}") from None
+        raise UserError(f"{path}: not a complete safetensors file ({e}). Delete it and run Snakemake again.") from None
     check_finite(state, path)
     return state
 

@@ -225,16 +225,6 @@ def test_weights_that_are_not_finite_are_refused_on_reading(tmp_path: Path, valu
         runtime.load_weights(tmp_path / "w.safetensors")
 
 
-def test_snakemake_is_named_for_its_own_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows results by their paths under the working folder, and looks behind no file that is there."""
-    monkeypatch.chdir(tmp_path)
-    command = "`rm -f results/linear/x.json; snakemake --cores all results/linear/x.json`"
-    for path in ("results/linear/x.json", "./results/linear/x.json", tmp_path / "results/linear/x.json"):
-        assert command in runtime.remake(path)
-    for path in ("mine.json", tmp_path.parent / "results/x.json", "/results/x.json", "my/results/x.json", "results2/x"):
-        assert "snakemake" not in runtime.remake(path)
-
-
 def test_provenance_names_versions_commit_and_date_and_is_json() -> None:
     record = json.loads(json.dumps(runtime.provenance()))
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]

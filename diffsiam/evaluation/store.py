@@ -75,15 +75,12 @@ def read(features: Path | str, meta: Path | str) -> FeatureSet:
     """
     facts = _read_meta(meta)
     arrays = _read_arrays(features)
-    if len(facts["classes"]) < 2:
-        raise UserError(f"{meta}: {facts['dataset']} has no classes to tell apart. Choose a data set with two or more.")
-    remedy = runtime.remake(features)
+    remedy = f"Delete {features} and run Snakemake again: it extracts the features anew."
     for split in ("train", "test"):
         x, y = arrays[split], arrays[f"{split}_labels"]
         problem = _problem(split, x, y, len(facts["classes"]), facts["counts"][split])
         if problem:
-            cause = " Its encoder's weights may be damaged." if "finite" in problem else ""
-            raise UserError(f"{features}: {problem}. {remedy}{cause}")
+            raise UserError(f"{features}: {problem}. {remedy}")
     if arrays["train"].shape[1] != arrays["test"].shape[1]:
         widths = f"{arrays['train'].shape[1]} dimensions in train, {arrays['test'].shape[1]} in test"
         raise UserError(f"{features}: {widths}; they must be equal. {remedy}")
@@ -93,7 +90,8 @@ def read(features: Path | str, meta: Path | str) -> FeatureSet:
         raise UserError(
             f"{meta}: splits.val holds {len(validation)} indices"
             + (f" from {min(validation)} to {max(validation)}, allowed are 0 to {images - 1}" if validation else "")
-            + f"; neither it nor the rest of train may be empty. {runtime.remake(meta)}"
+            + "; neither it nor the rest of train may be empty. Delete it and run Snakemake again: it prepares "
+            "the data anew."
         )
     return FeatureSet(**arrays, meta=facts)
 
@@ -113,8 +111,8 @@ def _read_meta(path: Path | str) -> dict[str, Any]:
     if missing or facts["metric"] not in METRICS:
         problem = f"no {', '.join(missing)}" if missing else f"metric {facts['metric']!r}"
         raise UserError(
-            f"{path}: {problem}; needed are {', '.join(needed)}, metric one of {', '.join(METRICS)}. "
-            f"{runtime.remake(path)}"
+            f"{path}: {problem}; needed are {', '.join(needed)}, metric one of {', '.join(METRICS)}. Delete "
+            "the file and run Snakemake again: it prepares the data anew."
         )
     return facts
 
@@ -124,12 +122,12 @@ def _read_arrays(path: Path | str) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in KEYS}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. {runtime.remake(path)}") from None
+        raise UserError(f"{path}: no such file. Ask Snakemake for it: `snakemake --cores all {path}`.") from None
     except KeyError as e:
         problem = f"{e.args[0]}; needed are {', '.join(KEYS)}"
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError, AttributeError) as e:
         problem = f"not a complete .npz file of plain arrays ({e})"
-    raise UserError(f"{path}: {problem}. {runtime.remake(path)}")
+    raise UserError(f"{path}: {problem}. Delete it and run Snakemake again: it extracts the features anew.")
 
 
 def _problem(split: str, x: NDArray[Any], y: NDArray[Any], classes: int, count: int) -> str | None:

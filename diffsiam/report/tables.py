@@ -31,13 +31,13 @@ def run(
         configs: config.json of every encoder in ``results``; their parameters stand in the footnote.
         reference: the thesis's numbers as CSV.
     """
-    loaded = [runtime.read_json(path) for path in results]
-    rows = [row for result in loaded for row in _ROWS[table](result)]
+    found = [runtime.read_json(path) for path in results]
+    rows = [row for result in found for row in _ROWS[table](result)]
     frame = with_thesis(pd.DataFrame(rows), pd.read_csv(reference), _KEYS[table], _complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
     shaped = [(shots, _shape(part, datasets, table == "4_2")) for shots, part in blocks]
-    note = " ".join([_footnote(configs, frame), *scaling(loaded)])
+    note = " ".join([_footnote(configs, frame), *scaling(found)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
     runtime.write_text(out.with_suffix(".md"), _markdown(_CAPTIONS[table], shaped, note))
