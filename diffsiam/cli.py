@@ -14,6 +14,8 @@ from typing import Any
 from diffsiam import params
 from diffsiam.errors import UserError
 
+_FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate")  # stages whose --out is one; others': a file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from diffsiam.training import launch
 
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
+        _check_out(args.stage, args.out)
         untracked, began = os.environ.get(params.VARIABLE), time.time()
         args.run(args, params.read(untracked or "{}", *(args.params or ["params.yaml"])))
         if untracked is None and args.ruled:  # what a rule would make, and no rule's job
@@ -44,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _check_out(stage: str, out: Path) -> None:
+    """Before a stage's work: a name that it cannot write under would be found at its end."""
+    wanted, other = ("folder", "file") if stage in _FOLDERS else ("file", "folder")
+    if out.exists() and out.is_dir() != (wanted == "folder"):
+        raise UserError(f"--out {out}: is a {other}, and {stage} writes a {wanted}. Name another, or delete it first.")
 
 
 def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -185,20 +195,23 @@ def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 
 def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import external
+    from diffsiam.evaluation import external, protocols
     from diffsiam.report import summary
 
-    cfg = external.Settings(
+    cfg = protocols.Settings(
         params.section(raw, params.Data),
         params.section(raw, params.Features),
         params.section(raw, params.Linear),
         params.section(raw, params.FewShot),
         params.section(raw, params.Runtime),
     )
-    options = {"weights": args.weights, "image_size": args.image_size, "seed": args.seed}
-    external.run(args.encoder, args.data, cfg, args.out, **options)
-    linear, fewshot = ([args.out / part / f"{name}.json" for name in args.data] for part in ("linear", "fewshot"))
-    print(summary.encoder(linear, fewshot, args.out / "summary.md"), end="")
+    mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
+    encoder = external.Options(args.part, args.stem, mean, std)
+    options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
+    refused = protocols.run(args.encoder, args.data, cfg, args.out, **options)
+    print(summary.encoder(args.out, args.data, refused, args.out / "summary.md"), end="")
+    if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
+        raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE_OR_JSON",
             help="parameters, a YAML file or a JSON object; repeat to override (default: params.yaml)",
         )
-        sub.add_argument("--out", type=Path, required=True, metavar="PATH", help="what to write")
+        kind = "DIR" if name in _FOLDERS else "FILE"
+        sub.add_argument("--out", type=Path, required=True, metavar=kind, help="what to write")
         return sub
 
     def encoder_options(sub: argparse.ArgumentParser) -> None:
@@ -336,7 +350,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
     sub.add_argument("--data", nargs="+", required=True, metavar="NAME", help="data sets to evaluate on")
-    sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224")
+    sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224 (cifar: 32)")
+    sub.add_argument("--part", metavar="WORDS", help="what stands before the names, where weights are there twice")
+    sub.add_argument(
+        "--stem", choices=["imagenet", "cifar"], default="imagenet", help="of a ResNet (default: imagenet)"
+    )
+    for which, text in (("mean", "subtracted from images in [0, 1]"), ("std", "that they are divided by")):
+        sub.add_argument(
+            f"--{which}", type=float, nargs=3, metavar=tuple("RGB"), help=f"{text} (default: as published)"
+        )
     sub.add_argument("--seed", type=int, default=0, help="for the record")
     return parser
 

@@ -127,6 +127,7 @@ class FewShot:
     momentum: float
     dampening: float
     weight_decay: float
+    normalize: str
     seed: int
 
 
@@ -271,7 +272,6 @@ STAGE_PARAMS: dict[str, tuple[str, ...]] = {
 }
 UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
 VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: the leaves that a rule does not record, for its command, as JSON
-
 T = TypeVar("T")
 
 

@@ -274,16 +274,29 @@ def save_weights(path: Path | str, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Read a safetensors file to the CPU; a missing or damaged file is a `UserError`."""
+    """Read a safetensors file to the CPU; a missing or damaged file, or one with NaN, is a `UserError`."""
     import safetensors
     import safetensors.torch
 
     try:
-        return safetensors.torch.load_file(path)
+        state = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise missing(path) from None
     except (safetensors.SafetensorError, OSError) as e:
         raise damaged(path, f"not a complete safetensors file ({e})") from None
+    check_finite(state, path)
+    return state
+
+
+def check_finite(state: Mapping[str, torch.Tensor], title: Path | str) -> None:
+    """Refuse weights with NaN or infinity: whatever is computed from them would be blamed for it."""
+    for name, tensor in state.items():
+        bad = int((~tensor.float().isfinite()).sum())
+        if bad:
+            raise UserError(
+                f"{title}: {name} holds NaN or infinity in {bad} of {tensor.numel()} numbers: of a training that "
+                "diverged, or damaged. Take weights from before that, or others."
+            )
 
 
 # ------------------------------------------------------------------------------------------------- provenance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,32 @@ def test_a_full_gpu_is_one_message_that_says_how_to_share_it(
 def test_any_other_error_of_pytorch_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         fails_with(RuntimeError("a bug"), monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["features --encoder e --data d", "summary --linear l --fewshot f --reference r"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--pretrain", "digits"] if command.startswith("summary") else []
+    assert cli.main([*command.split(), *more, "--out", str(tmp_path), "--params", "{}"]) == 2
+    assert f"--out {tmp_path}: is a folder, and {command.split()[0]} writes a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["data digits", "evaluate --encoder e --data digits"])
+def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").touch()
+    assert cli.main([*command.split(), "--out", str(tmp_path / "x"), "--params", "{}"]) == 2
+    assert f"--out {tmp_path / 'x'}: is a file, and {command.split()[0]} writes a folder" in capsys.readouterr().err
+
+
+def test_a_stage_writes_a_folder_where_its_rule_asks_for_several_files() -> None:
+    """Snakemake's rules are the other place that knows: they name a folder by dirname, or as such."""
+    rules = Path(__file__).resolve().parents[1] / "workflow" / "rules"
+    found = {}
+    for path in rules.glob("*.smk"):
+        stages = re.split(r"\bdiffsiam (?=[a-z])", path.read_text())[1:]
+        found |= {text.split()[0]: re.search(r"--out (\S+)", text)[1] for text in stages if "--out " in text}
+    folders = {stage for stage, out in found.items() if out == "$(dirname" or "folder" in out}
+    assert folders == set(cli._FOLDERS) - {"evaluate"}

@@ -418,6 +418,13 @@ def test_missing_and_damaged_weights_are_named(damage: str, tmp_path: Path) -> N
         runtime.load_weights(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_on_reading(tmp_path: Path, value: float) -> None:
+    runtime.save_weights(tmp_path / "w.safetensors", {"a": torch.ones(2), "b.c": torch.tensor([1.0, value, value])})
+    with pytest.raises(UserError, match=r"w.safetensors: b.c holds NaN or infinity in 2 of 3 numbers"):
+        runtime.load_weights(tmp_path / "w.safetensors")
+
+
 # -------------------------------------------------------------------------------------------------- provenance
 def test_a_package_that_is_not_installed_has_no_version() -> None:
     """Trainings run without Snakemake and DVC, and end with a record."""

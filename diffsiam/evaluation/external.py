@@ -1,36 +1,56 @@
-"""The tables' protocols on any frozen encoder: torchvision's, timm's, or one trained here."""
+"""Frozen encoders from anywhere: torchvision's, timm's, or one trained here."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffsiam import params, runtime
-from diffsiam.data import prepare, sources
+from diffsiam import runtime, weights
 from diffsiam.errors import UserError
-from diffsiam.evaluation import features, fewshot, linear, store
+from diffsiam.evaluation import features
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of pixels in [0, 1]
-SIDE = 224  # pixels, the size that published encoders are commonly trained at
+HALF = (0.5, 0.5, 0.5)  # mean and deviation that take pixels in [0, 1] to [-1, 1]
+SIDE, CIFAR_SIDE = 224, 32  # pixels, the sizes that published encoders and those with CIFAR's stem are trained at
+SIDES = range(8, 1025)
+STEMS = ("imagenet", "cifar")
+
+# Networks with auxiliary classifiers, and how to build them without and unfilled.
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+_BARE: dict[str, dict[str, Any]] = {
+    name: {"aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The sections of params.yaml that the protocols read; ``data.image_size`` gives way to the encoder's."""
+class Options:
+    """What a file of weights does not tell.
 
-    data: params.Data
-    features: params.Features
-    linear: params.Linear
-    fewshot: params.FewShot
-    runtime: params.Runtime
+    Attributes:
+        part: the words before the network's names, where the file holds it more than once.
+        stem: ``imagenet``, as the library builds its ResNets, or ``cifar``: a first convolution of 3x3 without stride,
+            and no pooling behind it (SimCLR, appendix B.9).
+        mean, std: by which images in [0, 1] are standardised, by channel; None for the published weights'.
+    """
+
+    part: str | None = None
+    stem: str = STEMS[0]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise UserError("--mean and --std: one was given. Give both, three numbers each for images in [0, 1].")
+        if not all(map(math.isfinite, (*(self.mean or ()), *(self.std or ())))) or min(self.std or (1,)) <= 0:
+            raise UserError(f"--mean {self.mean} --std {self.std}: allowed are finite numbers, --std above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +61,15 @@ class External:
         model: images (N, 3, H, W) in [-1, 1] to features (N, d) float32.
         image_size: side of its images in pixels.
         weights: the file or name that they came from; sha256: of the file, None where the library keeps it.
+        mean, std: by which images in [0, 1] are standardised.
     """
 
     model: nn.Module
     image_size: int
     weights: str
     sha256: str | None
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
 
 
 class Standardized(nn.Module):
@@ -66,53 +89,30 @@ class Standardized(nn.Module):
         return self.network(((x + 1) / 2 - self.mean) / self.std).flatten(1).float()
 
 
-def run(
-    encoder: str, datasets: Sequence[str], cfg: Settings, out: Path, *, weights: str | None, image_size: int | None,
-    seed: int,
-) -> None:  # fmt: skip
-    """Evaluate an encoder on data sets: data/, features/, linear/ and fewshot/ under ``out``, and config.json.
+def load(encoder: str, weights: str | None, image_size: int | None, options: Options | None = None) -> External:
+    """Find an encoder and its weights.
+
+    Images are standardised by the statistics of the published weights that the network's name stands for, whether
+    weights come by name or from a file; those of a file that is one of the published ones are its own. ``options``
+    may say otherwise.
 
     Args:
         encoder: ``torchvision:NAME``, ``timm:NAME`` or the path of an encoder.safetensors beside its config.json.
-        weights: torchvision's name of the weights or a file of a state dict; None for the library's default.
-        image_size: side in pixels to prepare the data at; None for the one that the encoder was trained at, where it
-            was trained here, else `SIDE`.
-        seed: for the record.
+        weights: torchvision's name of the weights or a file; None for the library's default.
+        image_size: side in pixels; None for the one that the encoder was trained at, where it was trained here, else
+            `SIDE`, or `CIFAR_SIDE` with CIFAR's stem.
     Raises:
-        UserError: an unknown name, weights that are not there or do not fit, a size that the encoder does not take,
-            or what the stages raise.
+        UserError: an unknown name, a size that is not allowed, weights that are not there, do not fit or are not
+            finite.
     """
-    for name in datasets:
-        sources.get(name)
-    found = load(encoder, weights, image_size)
-    dim = _probe(encoder, found)
-    device = runtime.select_device(cfg.runtime)
-    model = found.model.to(device).to(memory_format=torch.channels_last)
-    data_cfg = dataclasses.replace(cfg.data, image_size=found.image_size)
-    for name in datasets:
-        data, stored = out / "data" / name, out / "features" / f"{name}.npz"
-        prepare.run(name, data_cfg, data)
-        arrays: list[np.ndarray] = []
-        for split in ("train", "test"):
-            images = runtime.read_array(data / f"images_{split}.npy")
-            arrays += [features.extract(model, images, cfg.features.batch_size, device)]
-            arrays += [runtime.read_array(data / f"labels_{split}.npy")]
-        store.write(stored, *arrays)
-        meta = data / "meta.json"
-        linear.run(stored, meta, cfg.linear, out / "linear" / f"{name}.json", method=encoder, seed=seed)
-        fewshot.run(stored, meta, cfg.fewshot, out / "fewshot" / f"{name}.json", method=encoder, seed=seed)
-    facts = {"encoder": encoder, "weights": found.weights, "sha256": found.sha256, "dim": dim, "seed": seed}
-    settings = dataclasses.asdict(dataclasses.replace(cfg, data=data_cfg))
-    runtime.write_json(out / "config.json", facts | {"params": settings, "collected": runtime.provenance()})
-
-
-def load(encoder: str, weights: str | None, image_size: int | None) -> External:
-    """Find an encoder and its weights; see `run`."""
+    options = options or Options()
     library, _, name = encoder.partition(":")
+    if image_size is not None and image_size not in SIDES:
+        raise UserError(f"--image-size {image_size}: allowed are {SIDES[0]} to {SIDES[-1]} pixels.")
     if library in _LIBRARIES:
-        found = _LIBRARIES[library](name, weights)
+        found = _LIBRARIES[library](name, weights, options)
     elif encoder.endswith(".safetensors"):
-        found = _trained_here(Path(encoder), weights)
+        found = _trained_here(Path(encoder), weights, options)
     else:
         raise UserError(
             f"--encoder {encoder}: not an encoder. Give one of {', '.join(f'{name}:NAME' for name in _LIBRARIES)}, or "
@@ -122,9 +122,10 @@ def load(encoder: str, weights: str | None, image_size: int | None) -> External:
     return dataclasses.replace(found, image_size=found.image_size if image_size is None else image_size)
 
 
-def _trained_here(path: Path, weights: str | None) -> External:
-    if weights is not None:
-        raise UserError(f"--weights {weights}: {path} is the weights already. Leave --weights out.")
+def _trained_here(path: Path, weights: str | None, options: Options) -> External:
+    if weights is not None or options != Options():
+        given = f"--weights {weights}" if weights is not None else "--part, --stem, --mean or --std"
+        raise UserError(f"{given}: {path} is the weights already, and its config.json describes them. Leave it out.")
     config = runtime.read_json(path.parent / "config.json")
     if not {"encoder_width", "image_size"} <= config.keys():
         raise UserError(
@@ -135,7 +136,7 @@ def _trained_here(path: Path, weights: str | None) -> External:
     return External(model, side, str(path), runtime.sha256(path))
 
 
-def _torchvision(name: str, weights: str | None) -> External:
+def _torchvision(name: str, label: str | None, options: Options) -> External:
     """One of torchvision's classifiers without its last layer, with weights by torchvision's name or from a file."""
     from torchvision import models
 
@@ -143,27 +144,36 @@ def _torchvision(name: str, weights: str | None) -> External:
     if name not in known:
         raise UserError(f"--encoder torchvision:{name}: no such network. torchvision has {', '.join(known)}.")
     published = models.get_model_weights(name).__members__
-    label = weights or "DEFAULT"
-    mean, std = IMAGENET
+    label = label or "DEFAULT"
+    path = Path(label)
     if label in published:
-        path = _downloaded(f"torchvision:{name}", published[label].url)
-        # The builder reads the file with plain pickle, and knows what differs from network to network; a file that
-        # passes here holds tensors alone.
-        _read_state(path)
-        model = models.get_model(name, weights=published[label])
-        preset = published[label].transforms()
-        mean, std = preset.mean, preset.std
+        _refuse_file_options(f"torchvision:{name}", options)
+        like = published[label]
+        path = _downloaded(f"torchvision:{name}", like.url)
+        _check_plain(path)
+        model = models.get_model(name, weights=like)
         _without_classifier(name, model)
+    elif not path.is_file():
+        raise UserError(f"--weights {label}: no such file, and {name} has {', '.join(published)}.")
     else:
-        path = Path(label)
-        if not path.is_file():
-            raise UserError(f"--weights {label}: no such file, and {name} has {', '.join(published)}.")
-        model = models.get_model(name, weights=None)
-        _fill(model, path, [_without_classifier(name, model)])
-    return External(Standardized(model, mean, std), SIDE, label, runtime.sha256(path))
+        digest = weights.sha256(path, label)
+        starts = {_named_hash(w.url): w for w in published.values()}
+        like = next((w for start, w in starts.items() if start and digest.startswith(start)), published["DEFAULT"])
+        model = models.get_model(name, weights=None, **_BARE.get(name, {}))
+        remedy = "Name the network that they are of."
+        if isinstance(model, models.ResNet):
+            remedy += " A ResNet made for CIFAR has another stem: --stem cifar."
+        if options.stem == "cifar":
+            _cifar_stem(f"torchvision:{name}", model, isinstance(model, models.ResNet))
+        _fill(model, path, name, (_without_classifier(name, model), *_AUXILIARY), remedy, options)
+    mean, std = like.transforms().mean, like.transforms().std
+    if isinstance(model, models.GoogLeNet | models.Inception3):
+        # Trained on [-1, 1]; by name, torchvision has them undo ImageNet's statistics first.
+        model.transform_input, mean, std = False, HALF, HALF
+    return _standardized(model, label, weights.sha256(path, label), (mean, std), options)
 
 
-def _timm(name: str, weights: str | None) -> External:
+def _timm(name: str, label: str | None, options: Options) -> External:
     """One of timm's networks without its classifier, with the weights that its name stands for or from a file."""
     try:
         import timm
@@ -175,8 +185,10 @@ def _timm(name: str, weights: str | None) -> External:
             f"--encoder timm:{name}: no such network. Near it: {', '.join(near) or 'none'}; "
             "`python -c 'import timm; print(timm.list_models())'` lists all."
         )
+    if label is None:
+        _refuse_file_options(f"timm:{name}", options)
     try:
-        model = timm.create_model(name, pretrained=weights is None, num_classes=0)
+        model: Any = timm.create_model(name, pretrained=label is None, num_classes=0)
     except (OSError, RuntimeError) as e:  # no network, or no weights of that name
         address = timm.models.get_pretrained_cfg(name)
         where = f"https://huggingface.co/{address.hf_hub_id}" if address and address.hf_hub_id else "its publisher"
@@ -184,15 +196,43 @@ def _timm(name: str, weights: str | None) -> External:
             f"--encoder timm:{name}: its weights cannot be fetched ({_first_line(e)}). Fetch model.safetensors from "
             f"{where} where there is a network, and name the file with --weights."
         ) from None
-    if weights is not None:
+    if label is not None:
+        if options.stem == "cifar":
+            _cifar_stem(f"timm:{name}", model, isinstance(model, timm.models.resnet.ResNet))
         classifier = model.pretrained_cfg.get("classifier") or ()
-        _fill(model, Path(weights), [classifier] if isinstance(classifier, str) else classifier)
+        spare = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        _fill(model, Path(label), name, spare, "Name the network that they are of.", options)
     cfg = timm.data.resolve_model_data_config(model)
-    sha256 = runtime.sha256(weights) if weights is not None else None
-    return External(Standardized(model, cfg["mean"], cfg["std"]), SIDE, weights or name, sha256)
+    digest = weights.sha256(Path(label), label) if label is not None else None
+    return _standardized(model, label or name, digest, (cfg["mean"], cfg["std"]), options)
 
 
-_LIBRARIES: dict[str, Callable[[str, str | None], External]] = {"torchvision": _torchvision, "timm": _timm}
+_LIBRARIES: dict[str, Callable[[str, str | None, Options], External]] = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _standardized(
+    model: nn.Module, label: str, sha256: str | None, published: tuple[Sequence[float], Sequence[float]],
+    options: Options,
+) -> External:  # fmt: skip
+    mean, std = map(tuple, published)
+    if options.mean is not None and options.std is not None:
+        mean, std = options.mean, options.std
+    elif Path(label).is_file():
+        print(
+            f"{label}: images in [0, 1] are standardised by mean {mean} and deviation {std}, those of the network's "
+            "published weights; where it was trained on others, say so with --mean and --std.",
+            file=sys.stderr,
+        )
+    side = SIDE if options.stem == STEMS[0] else CIFAR_SIDE
+    return External(Standardized(model, mean, std), side, label, sha256, mean, std)
+
+
+def _refuse_file_options(encoder: str, options: Options) -> None:
+    if options.part is not None or options.stem != STEMS[0]:
+        raise UserError(
+            f"--encoder {encoder}: its published weights are one network with its own stem; --part and --stem are for "
+            "a file. Name one with --weights."
+        )
 
 
 def _without_classifier(name: str, model: nn.Module) -> str:
@@ -204,40 +244,44 @@ def _without_classifier(name: str, model: nn.Module) -> str:
     return layers[-1]
 
 
-def _fill(model: nn.Module, path: Path, classifiers: Iterable[str]) -> None:
-    """Load the state dict in ``path``, all but the removed classifier's part."""
-    state = _read_state(path)
-    for key in [k for k in state if any(k.startswith(f"{layer}.") for layer in classifiers)]:
-        del state[key]  # in place: a state dict carries its modules' versions beside its tensors
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, ValueError) as e:
-        raise UserError(f"{path}: not the weights of this network: {e}") from None
+def _cifar_stem(encoder: str, model: nn.Module, resnet: bool) -> None:
+    conv = model.get_submodule("conv1") if resnet else None
+    if not isinstance(conv, nn.Conv2d):
+        raise UserError(f"--encoder {encoder} --stem cifar: only ResNets with one first convolution have such a stem.")
+    model.set_submodule("conv1", nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=False))
+    model.set_submodule("maxpool", nn.Identity())
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    """A state dict, from safetensors or from a file of torch.save's that holds nothing but tensors."""
-    if not path.is_file():
-        raise UserError(f"--weights {path}: no such file.")
-    if path.suffix == ".safetensors":
-        return runtime.load_weights(path)
+def _fill(model: nn.Module, path: Path, name: str, spare: tuple[str, ...], remedy: str, options: Options) -> None:
+    """Load the file's tensors of this network, all but those of the modules ``spare``."""
+    state = model.state_dict()  # it carries its modules' versions beside its tensors, which a file may lack
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    network = weights.Network(name, shapes, remedy, "Choose one with --part.", spare)
+    state.update(weights.part(weights.read(path, str(path)), network, str(path), options.part))
+    model.load_state_dict(state)
+
+
+def _check_plain(path: Path) -> None:
+    """torchvision reads its files with plain pickle, after their checksum: a file that passes here holds tensors alone.
+    It also knows what differs in the names of old files."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(f"{path}: not a state dict, or damaged ({_first_line(e)}). Fetch it again.") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise UserError(
-            f"{path}: holds more than tensors by name. Save the network's own part alone: "
-            "`safetensors.torch.save_file(model.state_dict(), 'encoder.safetensors')`."
-        )
-    return state
+            f"{path}: holds more than tensors, or damaged ({_first_line(e)}). Delete it: it is fetched again."
+        ) from None
+
+
+def _named_hash(url: str) -> str:
+    """The start of a file's sha256 that torchvision puts in its name."""
+    named = torch.hub.HASH_REGEX.search(url)
+    return named.group(1) if named else ""
 
 
 def _downloaded(encoder: str, url: str) -> Path:
     """The file behind one of torchvision's addresses, in PyTorch's own cache; its name ends in its checksum's start."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    named = torch.hub.HASH_REGEX.search(path.name)
-    prefix = named.group(1) if named else ""
+    prefix = _named_hash(path.name)
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,16 +297,22 @@ def _downloaded(encoder: str, url: str) -> Path:
 
 
 @torch.inference_mode()
-def _probe(encoder: str, found: External) -> int:
-    """d, from one empty image: a size that a network refuses is found before any data set is prepared."""
+def probe(encoder: str, found: External) -> int:
+    """d, from one empty image: what a network refuses is found before any data set is prepared."""
     side = found.image_size
     try:
-        return found.model(torch.zeros(1, 3, side, side)).shape[1]
+        z = found.model(torch.zeros(1, 3, side, side))
     except (RuntimeError, AssertionError, ValueError) as e:
         raise UserError(
             f"--encoder {encoder}: does not take images of {side}x{side} ({_first_line(e)}). Give the size that it was "
             "made for with --image-size."
         ) from None
+    if not z.isfinite().all():
+        raise UserError(
+            f"--encoder {encoder}: gives NaN or infinity for a grey image, by {found.weights}: of a training that "
+            "diverged, or of another network. Take other weights."
+        )
+    return z.shape[1]
 
 
 def _first_line(error: Exception) -> str:

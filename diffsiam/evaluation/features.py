@@ -37,7 +37,7 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> Non
         if images.shape[1:] != (side, side, 3):
             raise UserError(
                 f"{data}: images of {images.shape[1]}x{images.shape[2]}, but {encoder} was trained on {side}x{side}. "
-                "Set data.image_size to one value for both and run Snakemake again."
+                "Set data.image_size to one value for both; Snakemake then makes again what has the other."
             )
         arrays += [extract(model, images, cfg.batch_size, device), runtime.read_array(data / f"labels_{split}.npy")]
     store.write(out, *arrays)

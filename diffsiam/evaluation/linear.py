@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffsiam import params
+from diffsiam.errors import UserError
 from diffsiam.evaluation import knn, logistic, metrics, store
 
 Features = NDArray[np.float32]
@@ -93,10 +94,12 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
     Raises:
-        UserError: see `store.read`.
+        UserError: fewer than two classes; see `store.read`.
     """
     data = store.read(features, meta)
     metric, classes = data.meta["metric"], len(data.classes)
+    if classes < 2:  # whatever a probe answers would be right
+        raise UserError(f"{meta}: {data.dataset} has no classes to tell apart. Choose a data set with two or more.")
     choice, final, predicted = accuracy(data.train, data.train_labels, data.validation, data.test, classes, cfg, metric)
     counts = metrics.confusion(data.test_labels, predicted, classes)
     _warn(choice, final, cfg, f"linear probe of {method} on {data.dataset}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.stats
 
 from diffsiam import runtime
+from diffsiam.errors import UserError
 from diffsiam.report import paired, tables
 from diffsiam.report.save import save
 from diffsiam.training import methods
@@ -47,20 +48,57 @@ def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Pa
     runtime.write_text(out, summary)
 
 
-def encoder(linear: Sequence[Path], fewshot: Sequence[Path], out: Path) -> str:
-    """Write one encoder's results as a Markdown table with a row per data set, and return it."""
-    linear_results, fewshot_results = ([runtime.read_json(path) for path in paths] for paths in (linear, fewshot))
-    rows = [["Data set", "Linear", "k-NN", *(_label(int(n)) for n in fewshot_results[0]["shots"])]]
-    for probe, episodes in zip(linear_results, fewshot_results, strict=True):
-        cells = [tables.cell(probe["accuracy"], probe["ci95"]), tables.cell(probe["knn"]["accuracy"])]
-        cells += [tables.cell(s["accuracy"], s["ci95"]) for s in episodes["shots"].values()]
-        rows.append([probe["dataset"], *cells])
-    scores = _accuracies(linear_results, fewshot_results)
-    rows.append(["Avg.", *(tables.cell(x) for x in scores.groupby("protocol", sort=False)["accuracy"].mean())])
-    title = f"**{linear_results[0]['method']}**: accuracy in percent ± 95 % half-width"
-    table = "\n".join([title, "", *aligned(rows), ""])
+def encoder(folder: Path, datasets: Sequence[str], refused: Mapping[tuple[str, str], str], out: Path) -> str:
+    """Write one encoder's results as a Markdown table with a row per data set, and return it.
+
+    Args:
+        folder, datasets, refused: of `diffsiam.evaluation.protocols.run`; what was refused stands below the table.
+    Raises:
+        UserError: everything was refused.
+    """
+    results = {
+        (name, protocol): runtime.read_json(folder / protocol / f"{name}.json")
+        for name in datasets
+        for protocol in ("linear", "fewshot")
+        if not {(name, protocol), (name, "data")} & refused.keys()
+    }
+    if not results:
+        raise UserError(" ".join(refused.values()))
+    episodes = [r for (_, protocol), r in results.items() if protocol == "fewshot"]
+    scores = pd.DataFrame(index=list(dict.fromkeys(datasets)))
+    cells = scores.copy()
+    for (name, _), result in results.items():
+        probe = {"Linear": result, "k-NN": result["knn"]} if "knn" in result else {}
+        few = {_label(int(n)): score for n, score in result.get("shots", {}).items()}
+        for column, score in (probe | few).items():
+            scores.loc[name, column] = score["accuracy"]
+            cells.loc[name, column] = tables.cell(score["accuracy"], score.get("ci95"))
+    order = sorted(scores.columns, key=lambda column: column.endswith("-shot"))
+    scores, cells = scores[order], cells[order]
+    means = scores.mean(skipna=False)  # of all data sets or of none
+    rows = [["Data set", *cells.columns], *([name, *row.fillna("")] for name, row in cells.iterrows())]
+    rows.append(["Avg.", *("" if pd.isna(mean) else tables.cell(mean) for mean in means)])
+    method = next(iter(results.values()))["method"]
+    missing = [f"- {what} of {name}: {reason}" for (name, what), reason in refused.items()]
+    lines = [f"**{method}**: accuracy in percent ± 95 % half-width", "", *aligned(rows), ""]
+    lines += [*_scale(method, episodes), ""] if episodes else []
+    lines += ["Not computed:", *missing, ""] if missing else []
+    table = "\n".join(lines)
     runtime.write_text(out, table)
     return table
+
+
+def _scale(method: str, episodes: Sequence[dict[str, Any]]) -> list[str]:
+    """What the few-shot accuracies of an encoder from elsewhere depend on."""
+    scaled = tables.scaling(episodes)
+    if scaled or ":" not in method:  # trained here
+        return scaled
+    norms = ", ".join(f"{result['dataset']} {result['mean_norm']:.3g}" for result in episodes)
+    return textwrap.wrap(
+        f"Few-shot accuracies depend on the scale of the features, because the thesis's learning rate is fixed. Mean "
+        f"norms here: {norms}. With `fewshot.normalize: norm` all are scaled to one.",
+        118,
+    )
 
 
 def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str) -> str:

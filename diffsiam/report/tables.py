@@ -33,7 +33,7 @@ def run(
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
     shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
-    caption, note = _CAPTIONS[table](found), _footnote(configs, frame)
+    caption, note = _CAPTIONS[table](found), " ".join([_footnote(configs, frame), *scaling(found)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
     runtime.write_text(out.with_suffix(".md"), _markdown(caption, shaped, note))
@@ -155,6 +155,12 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
     if frame["thesis_accuracy"].isna().all():
         lines.append("The thesis's numbers are left out: these data sets or their sizes are not the thesis's.")
     return " ".join(lines)
+
+
+def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What was done to the features' scale, in a sentence; none where they were taken as they are."""
+    to = {f"{result['mean_norm'] * result['scale']:.3g}" for result in results if result.get("scale", 1) != 1}
+    return [f"Features scaled to a mean norm of {' or '.join(sorted(to))} (fewshot.normalize: norm)."] if to else []
 
 
 def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:

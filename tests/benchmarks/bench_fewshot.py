@@ -14,7 +14,7 @@ from diffsiam import params
 from diffsiam.evaluation import fewshot
 from tests.evaluation import sgd_loop
 
-PROTOCOL = params.FewShot(5, (1, 5, 10), 15, 2000, 100, 4, 0.01, 0.9, 0.9, 0.001, 0)
+PROTOCOL = params.FewShot(5, (1, 5, 10), 15, 2000, 100, 4, 0.01, 0.9, 0.9, 0.001, "none", 0)
 LOOPED = 8  # episodes that the loop runs, per repeat; its time is scaled to all
 
 

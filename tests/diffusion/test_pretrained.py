@@ -96,7 +96,8 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def share(self, folder: Path, under: str) -> None:
-        self.files |= {f"{under}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+        files = (file for file in folder.rglob("*") if file.is_file())
+        self.files |= {f"{under}/{file.relative_to(folder).as_posix()}": file.read_bytes() for file in files}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -306,7 +307,7 @@ def test_an_address_names_the_weights_file_and_its_query_goes_along(
     address = f"{elsewhere.address}/models/unet%20v2/{pretrained.WEIGHTS}?download=1"
     elsewhere.files = {path.replace(" ", "%20"): content for path, content in elsewhere.files.items()}
     assert _largest_difference(_fetch(address, tmp_path), small[1], 16) <= 1e-6
-    assert [path.rpartition("?")[2] for path, _ in elsewhere.seen] == ["download=1"] * 3
+    assert [path.rpartition("?")[2] for path, _ in elsewhere.seen] == ["download=1"] * 4
     assert hub.seen == []
 
 
@@ -441,7 +442,7 @@ def test_a_login_page_instead_of_weights_is_refused(
 ) -> None:
     hub.share(small[0], "/me/model/resolve/main")
     hub.files[f"/me/model/resolve/main/{pretrained.WEIGHTS}"] = b"<html>Please log in</html>"
-    _refused("me/model", tmp_path, pretrained.WEIGHTS, "SafetensorError")
+    _refused("me/model", tmp_path, pretrained.WEIGHTS, "a web page, not weights")
 
 
 @pytest.mark.parametrize("remote", [True, False])
@@ -499,6 +500,168 @@ def test_another_noise_schedule_is_refused_by_name(
     _refused(small[0], tmp_path, f"scheduler_config.json: {key}: met {json.dumps(value)}, allowed: ")
 
 
+def _pipeline(folder: Path, **scheduler: Any) -> UNet2DModel:
+    """A folder as a diffusers pipeline saves itself: network and schedule side by side."""
+    _, model = _save_small(folder / "unet")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER | scheduler))
+    return model
+
+
+UNUSABLE = [
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"num_train_timesteps": 4000},
+    {"prediction_type": "v_prediction"},
+    {"rescale_betas_zero_snr": True},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+]
+
+
+@pytest.mark.parametrize("changes", UNUSABLE, ids=lambda changes: next(iter(changes.values())))
+@pytest.mark.parametrize("place", ["unet", "", f"unet/{pretrained.WEIGHTS}"])
+def test_another_noise_schedule_beside_the_network_s_folder_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], place: str
+) -> None:
+    _pipeline(tmp_path / "pipeline", **changes)
+    key, value = next(iter(changes.items()))
+    path = tmp_path / "pipeline" / "scheduler" / "scheduler_config.json"
+    _refused(tmp_path / "pipeline" / place, tmp_path, f"{path}: {key}: met {json.dumps(value)}, allowed: ")
+
+
+@pytest.mark.parametrize("changes", UNUSABLE, ids=lambda changes: next(iter(changes.values())))
+def test_another_noise_schedule_of_a_pipeline_on_a_server_is_refused_by_name(
+    tmp_path: Path, hub: Server, changes: dict[str, Any]
+) -> None:
+    _pipeline(tmp_path / "pipeline", **changes)
+    hub.share(tmp_path / "pipeline", "/me/model/resolve/main")
+    key, value = next(iter(changes.items()))
+    address = f"{hub.address}/me/model/resolve/main"
+    words = f"{address}/scheduler/scheduler_config.json: {key}: met {json.dumps(value)}", "allowed: "
+    _refused(f"{address}/unet/{pretrained.WEIGHTS}", tmp_path, *words)
+
+
+def test_a_repository_with_its_schedule_in_a_folder_below_the_network_is_refused_too(
+    tmp_path: Path, small: tuple[Path, UNet2DModel], hub: Server
+) -> None:
+    hub.share(small[0], "/me/model/resolve/main")
+    hub.files["/me/model/resolve/main/scheduler/scheduler_config.json"] = json.dumps({"beta_end": 0.012}).encode()
+    _refused("me/model", tmp_path, "main/scheduler/scheduler_config.json: beta_end: met 0.012")
+
+
+def test_of_two_schedules_either_is_refused(tmp_path: Path) -> None:
+    _pipeline(tmp_path / "pipeline", prediction_type="sample")
+    (tmp_path / "pipeline" / "unet" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    _refused(tmp_path / "pipeline" / "unet", tmp_path, "scheduler/scheduler_config.json: prediction_type")
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_pipeline_with_our_schedule_is_taken_without_a_word(
+    tmp_path: Path, hub: Server, capsys: pytest.CaptureFixture[str], remote: bool
+) -> None:
+    model = _pipeline(tmp_path / "pipeline")
+    hub.share(tmp_path / "pipeline", "/pipeline")
+    location = f"{hub.address}/pipeline/unet/{pretrained.WEIGHTS}" if remote else tmp_path / "pipeline"
+    for _ in range(2):  # fetched, and from what was kept
+        assert _largest_difference(_fetch(location, tmp_path), model, 16) <= 1e-6
+        assert "scheduler" not in capsys.readouterr().err.replace("fetch scheduler_config.json", "")
+
+
+def test_where_no_schedule_is_found_what_is_assumed_is_said(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fetch(small[0], tmp_path)
+    said = capsys.readouterr().err
+    assert f"{small[0] / 'config.json'}: no scheduler_config.json" in said
+    assert "1000 steps of beta linear from 0.0001 to 0.02" in said
+    _save_guided(tmp_path / "guided")
+    _fetch(tmp_path / "guided", tmp_path, form="guided")
+    assert "config.yml: no diffusion_config" in capsys.readouterr().err
+    _save_guided(tmp_path / "told", diffusion_config={"timesteps": 1000})
+    _fetch(tmp_path / "told", tmp_path, form="guided")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["diffusers", "guided"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, form: str, value: float) -> None:
+    folder, model = _save_small(tmp_path / "model")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["conv_in.bias"][3] = value
+    safetensors.torch.save_file(state, folder / pretrained.WEIGHTS)
+    network = _save_guided(folder)
+    guided_state = dict(network.state_dict())
+    guided_state["out.2.bias"] = torch.full((3,), value)
+    torch.save({"ema_denoise_fn": guided_state}, folder / "checkpoint.pt")
+    word = "out.2.bias holds NaN or infinity in 3 of 3" if form == "guided" else "conv_in.bias holds NaN"
+    _refused(folder, tmp_path, word, form=form)
+
+
+def _shard(folder: Path, model: UNet2DModel) -> dict[str, torch.Tensor]:
+    """The weights in ``folder`` as two shards and their index."""
+    (folder / pretrained.WEIGHTS).unlink()
+    parts: list[dict[str, torch.Tensor]] = [{}, {}]
+    for i, (name, tensor) in enumerate(model.state_dict().items()):
+        parts[i % 2][name] = tensor
+    names = [f"diffusion_pytorch_model-{i}-of-00002.safetensors" for i in ("00001", "00002")]
+    for name, part in zip(names, parts, strict=True):
+        safetensors.torch.save_file(part, folder / name)
+    index = {"weight_map": {key: name for name, part in zip(names, parts, strict=True) for key in part}}
+    (folder / f"{pretrained.WEIGHTS}.index.json").write_text(json.dumps(index))
+    return parts[1]
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_model_in_shards_gives_the_same_output(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, hub: Server, remote: bool
+) -> None:
+    _shard(*small)
+    hub.share(small[0], "/me/model/resolve/main")
+    for _ in range(2):
+        assert _largest_difference(_fetch("me/model" if remote else small[0], tmp_path), small[1], 16) <= 1e-6
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_shard_that_is_not_there_is_named(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, hub: Server, remote: bool
+) -> None:
+    _shard(*small)
+    shard = "diffusion_pytorch_model-00002-of-00002.safetensors"
+    (small[0] / shard).unlink()
+    hub.share(small[0], "/me/model/resolve/main")
+    _refused("me/model" if remote else small[0], tmp_path, shard)
+
+
+def test_a_changed_shard_is_another_model(small: tuple[Path, UNet2DModel], tmp_path: Path) -> None:
+    second = _shard(*small)
+    for file in _fetch(small[0], tmp_path).iterdir():
+        file.unlink()
+    name = "diffusion_pytorch_model-00002-of-00002.safetensors"
+    safetensors.torch.save_file({k: v + 1 for k, v in second.items()}, small[0] / name)
+    _refused(small[0], tmp_path, "its sha256 is", pretrained.CHECKSUMS)
+
+
+def test_a_local_model_needs_no_place_to_write_but_the_output(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache below a plain file can be written by nobody, root included."""
+    (tmp_path / "cache").write_text("")
+    pretrained.fetch(Fetch(str(small[0]), "diffusers", None), 16, tmp_path / "out", tmp_path / "cache" / "diffusion")
+    assert _largest_difference(tmp_path / "out", small[1], 16) <= 1e-6
+    digest = runtime.sha256(small[0] / pretrained.WEIGHTS)
+    assert f"Its sha256 is {digest}: diffusion.fetch.sha256 may hold it" in capsys.readouterr().err
+
+
+def test_a_download_without_a_place_to_keep_it_says_where_it_would_be(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, hub: Server
+) -> None:
+    hub.share(small[0], "/me/model/resolve/main")
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"cache/diffusion: cannot be written .*data.root.* a local copy of the model"):
+        pretrained.fetch(Fetch("me/model", "diffusers", None), 16, tmp_path / "out", tmp_path / "cache" / "diffusion")
+    assert hub.seen == []
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"layers_per_block": "two"}', '{"block_out_channels": [16]}'])
 def test_a_config_that_describes_no_network_is_refused(
     small: tuple[Path, UNet2DModel], tmp_path: Path, text: str
@@ -535,7 +698,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(
 def test_a_plain_pickle_is_refused(small: tuple[Path, UNet2DModel], tmp_path: Path) -> None:
     (small[0] / pretrained.WEIGHTS).unlink()
     (small[0] / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"conv_in.bias": Path("x")}, protocol=2))
-    _refused(small[0], tmp_path, "diffusion_pytorch_model.bin", "cannot be read")
+    _refused(small[0], tmp_path, "diffusion_pytorch_model.bin", "pathlib.", "code of a file is never run")
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(

@@ -14,7 +14,7 @@ import torch
 from torchvision import models
 from torchvision.transforms.v2 import functional
 
-from diffsiam import cli, params, runtime
+from diffsiam import cli, params, runtime, weights
 from diffsiam.data import prepare
 from diffsiam.errors import UserError
 from diffsiam.evaluation import external
@@ -158,7 +158,7 @@ def test_a_network_without_a_linear_classifier_is_refused() -> None:
 
 def test_images_are_standardized_as_published() -> None:
     x = torch.tensor([-1.0, 0.0, 1.0]).expand(1, 3, 1, 3)
-    z = external.Standardized(torch.nn.Identity(), *external.IMAGENET)(x).view(3, 3)
+    z = external.Standardized(torch.nn.Identity(), MEAN, STD)(x).view(3, 3)
     for c in range(3):
         assert z[c].tolist() == pytest.approx([(v - MEAN[c]) / STD[c] for v in (0, 0.5, 1)])
 
@@ -178,6 +178,18 @@ def test_published_weights_are_read_from_the_cache(resnet18, saved, tmp_path, mo
     x = torch.rand(2, 3, 32, 32)
     own = external.load("torchvision:resnet18", str(saved), None)
     assert torch.equal(found.model(x), own.model(x))
+
+
+def test_a_published_file_that_holds_more_than_tensors_never_reaches_plain_pickle(tmp_path, monkeypatch) -> None:
+    """torchvision would unpickle whatever has the checksum, of which eight digits are known."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Payload(tmp_path / "ran")}, cached)
+    monkeypatch.setattr(runtime, "sha256", lambda path: "f37072fd" + 56 * "0")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth: holds more than tensors, or damaged"):
+        external.load("torchvision:resnet18", "IMAGENET1K_V1", None)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_a_network_the_message_says_which_file_goes_where(tmp_path, monkeypatch) -> None:
@@ -205,7 +217,7 @@ class Payload:
 
 def test_no_pickled_object_is_run(tmp_path) -> None:
     torch.save({"conv1.weight": Payload(tmp_path / "ran")}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="not a state dict, or damaged"):
+    with pytest.raises(UserError, match="code of a file is never run"):
         external.load("torchvision:resnet18", str(tmp_path / "w.pth"), None)
     assert not (tmp_path / "ran").exists()
 
@@ -213,9 +225,12 @@ def test_no_pickled_object_is_run(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda state: {"epoch": 3, "state_dict": state}, "holds more than tensors by name"),
-        (lambda state: {k.replace("layer4", "layer5"): v for k, v in state.items()}, "not the weights of this network"),
-        (lambda state: {k: v[:1] for k, v in state.items() if v.ndim}, "not the weights of this network"),
+        (
+            lambda state: {k.replace("layer4", "layer5"): v for k, v in state.items()},
+            "25 missing: layer4.0.conv1.weight",
+        ),
+        (lambda state: {k: v[:1] for k, v in state.items() if v.ndim}, "100 of another shape: conv1.weight"),
+        (lambda state: state | {"layer5.0.conv1.weight": torch.ones(1)}, "1 not expected: layer5.0.conv1.weight"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(resnet18, tmp_path, content, message) -> None:
@@ -226,7 +241,9 @@ def test_a_file_that_does_not_fit_is_refused(resnet18, tmp_path, content, messag
 
 def test_a_damaged_file_is_refused(saved, tmp_path) -> None:
     (tmp_path / "w.pth").write_bytes(saved.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"w.pth: not a state dict, or damaged"):
+    with pytest.raises(
+        UserError, match=r"w.pth: cannot be read: neither safetensors nor a file of torch.save's, or cut off"
+    ):
         external.load("torchvision:resnet18", str(tmp_path / "w.pth"), None)
 
 
@@ -267,8 +284,11 @@ def test_mistakes_are_found_before_any_data_is_prepared(saved, tmp_path, capsys)
     ]
     assert cli.main([*base, "--data", "digits", "CIFAR11"]) == 2
     assert "CIFAR11" in capsys.readouterr().err
-    assert cli.main([*base, "--data", "digits", "--image-size", "0"]) == 2
-    assert "does not take images of 0x0" in capsys.readouterr().err
+    assert cli.main([*base, "--data", "digits", "FFHQ", "Bedroom"]) == 2
+    assert "--data FFHQ Bedroom: no classes to tell apart. Data sets with classes: CIFAR10," in capsys.readouterr().err
+    for side in ("-1", "0", "1", "7", "1025", "100000"):
+        assert cli.main([*base, "--data", "digits", "--image-size", side]) == 2
+        assert f"--image-size {side}: allowed are 8 to 1024 pixels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +306,145 @@ def test_timm_network_gives_its_pooled_features(tmp_path) -> None:
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     torch.testing.assert_close(found.model(x), expected)
-    with pytest.raises(UserError, match=r"--weights .*nowhere.safetensors: no such file"):
+    with pytest.raises(UserError, match=r"nowhere.safetensors: no such file"):
         external.load("timm:tf_efficientnet_lite0", str(tmp_path / "nowhere.safetensors"), None)
     with pytest.raises(UserError, match=r"no such network. Near it: .*tf_efficientnet_lite0"):
         external.load("timm:tf_eficientnet_lite0", None, None)
+
+
+# ------------------------------------------------------------------------------- how images are standardised
+def googlenet() -> torch.nn.Module:
+    """As published, in the form that torchvision gives it by name: it undoes ImageNet's statistics inside."""
+    torch.manual_seed(0)
+    model = models.googlenet(weights=None, transform_input=True, init_weights=False).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(0.01)
+    return model
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_a_network_that_undoes_the_statistics_inside_gives_the_same_features_from_a_file(tmp_path, auxiliary) -> None:
+    model = googlenet()
+    state = {k: v for k, v in model.state_dict().items() if auxiliary or not k.startswith("aux")}
+    torch.save(state, tmp_path / "w.pth")
+    images = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+    found = external.load("torchvision:googlenet", str(tmp_path / "w.pth"), 64)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = penultimate(model, images)
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(found.model(x).numpy(), expected, rtol=1e-3, atol=1e-4)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_by_name_and_by_file_the_same_statistics(tmp_path, monkeypatch) -> None:
+    """No network is filled: what is standardised by which numbers is told by name and checksum alone."""
+    path, published = tmp_path / "w.pth", {"vgg16": "vgg16_features-amdegroot-88682ab5.pth"}
+    path.touch()
+    monkeypatch.setattr(external, "_fill", lambda *args: None)
+    features = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
+    for name, checksum, expected in [
+        ("resnet18", "f37072fd", (tuple(MEAN), tuple(STD))),
+        ("efficientnet_v2_l", "0" * 8, ((0.5,) * 3, (0.5,) * 3)),
+        ("inception_v3", "0" * 8, ((0.5,) * 3, (0.5,) * 3)),
+        ("vgg16", "0" * 8, (tuple(MEAN), tuple(STD))),
+        ("vgg16", published["vgg16"][-12:-4], features),
+    ]:
+        monkeypatch.setattr(weights, "sha256", lambda path, title, start=checksum: start + 56 * "0")
+        with torch.device("meta"):
+            found = external.load(f"torchvision:{name}", str(path), None)
+        assert found.mean == pytest.approx(expected[0])
+        assert found.std == pytest.approx(expected[1])
+
+
+def test_own_statistics_replace_the_published_ones(resnet18, saved, capsys) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    x = torch.rand(2, 3, 32, 32)
+    found = external.load("torchvision:resnet18", str(saved), 32, external.Options(mean=mean, std=std))
+    expected = external.load("torchvision:resnet18", str(saved), 32).model
+    assert f"standardised by mean {tuple(MEAN)} and deviation {tuple(STD)}" in capsys.readouterr().err
+    ours = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    theirs = ours * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    torch.testing.assert_close(found.model(x * 2 - 1), expected(theirs * 2 - 1), rtol=1e-4, atol=1e-4)
+    assert (found.mean, found.std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,) * 3, None, "Give both"),
+        (None, (0.5,) * 3, "Give both"),
+        ((0.5,) * 3, (0.5, 0.0, 0.5), "--std above 0"),
+        ((0.5,) * 3, (0.5, -1.0, 0.5), "--std above 0"),
+        ((0.5, float("nan"), 0.5), (0.5,) * 3, "finite"),
+        ((0.5,) * 3, (0.5, float("inf"), 0.5), "finite"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(mean, std, message) -> None:
+    with pytest.raises(UserError, match=message):
+        external.Options(mean=mean, std=std)
+
+
+def test_what_a_config_describes_takes_no_options(tmp_path) -> None:
+    for options in ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, {"stem": "cifar"}, {"part": "teacher"}):
+        with pytest.raises(UserError, match=r"its config.json describes them"):
+            external.load("x/encoder.safetensors", None, None, external.Options(**options))
+
+
+# --------------------------------------------------------------------------------------------------------- stem
+def cifar_resnet18() -> torch.nn.Module:
+    """As SimCLR's appendix B.9 describes it."""
+    torch.manual_seed(0)
+    model = models.resnet18(weights=None)
+    model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    model.maxpool = torch.nn.Identity()
+    return model.eval()
+
+
+CIFAR = external.Options(stem="cifar")
+
+
+def test_a_resnet_with_the_stem_for_cifar_gives_its_own_features(tmp_path) -> None:
+    model = cifar_resnet18()
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items()} | {"projector.weight": torch.ones(2)}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    found = external.load("torchvision:resnet18", str(tmp_path / "w.ckpt"), None, CIFAR)
+    assert found.image_size == 32
+    images = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(found.model(x).numpy(), penultimate(model, images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_stem_that_is_not_said_is_asked_for(saved, tmp_path) -> None:
+    torch.save(cifar_resnet18().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"conv1.weight \(64, 3, 3, 3\), expected \(64, 3, 7, 7\).*: --stem cifar"):
+        external.load("torchvision:resnet18", str(tmp_path / "w.pth"), None)
+    with pytest.raises(UserError, match=r"conv1.weight \(64, 3, 7, 7\), expected \(64, 3, 3, 3\)"):
+        external.load("torchvision:resnet18", str(saved), None, CIFAR)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("torchvision:resnet18", "published weights are one network with its own stem"),
+        ("torchvision:vgg11", "only ResNets with one first convolution"),
+    ],
+)
+def test_a_stem_is_for_a_resnet_from_a_file(encoder, message, tmp_path) -> None:
+    torch.save({"x": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        external.load(encoder, None if "resnet" in encoder else str(tmp_path / "w.pth"), None, CIFAR)
+
+
+def test_timm_s_resnet_takes_the_stem_for_cifar_too(tmp_path) -> None:
+    pytest.importorskip("timm", reason="timm is optional: `pip install timm`")
+    model = cifar_resnet18()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    ours, theirs = (
+        external.load(f"{library}:resnet18", str(tmp_path / "w.pth"), None, CIFAR).model(x)
+        for library in ("timm", "torchvision")
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="only ResNets with one first convolution"):
+        external.load("timm:resnet18d", str(tmp_path / "w.pth"), None, CIFAR)

@@ -27,6 +27,7 @@ PROTOCOL = params.FewShot(
     momentum=0.9,
     dampening=0.9,
     weight_decay=0.001,
+    normalize="none",
     seed=0,
 )
 QUICK = dataclasses.replace(PROTOCOL, epochs=3, episodes=12)
@@ -217,6 +218,46 @@ def test_run_writes_accuracy_spread_and_counts(tmp_path):
         assert entry["accuracy"] == pytest.approx(per_episode.mean())
         assert entry["std"] == pytest.approx(per_episode.std())
         assert entry["ci95"] == pytest.approx(1.96 * per_episode.std() / 40**0.5)
+
+
+def result_of(folder, features, labels, cfg) -> dict:
+    """Of the command's work on ``features``, whose first rows are the train images."""
+    facts = {"dataset": "clusters", "classes": [str(i) for i in range(8)], "metric": "accuracy"}
+    counts = {"counts": {"train": 16, "test": len(labels)}, "splits": {"val": [0, 1]}}
+    folder.mkdir(exist_ok=True)
+    store.write(folder / "f.npz", features[:16], labels[:16], features, labels)
+    (folder / "meta.json").write_text(json.dumps(facts | counts))
+    fewshot.run(folder / "f.npz", folder / "meta.json", cfg, folder / "r.json", method="m", seed=0)
+    return json.loads((folder / "r.json").read_text())
+
+
+def test_with_one_norm_accuracies_do_not_depend_on_the_scale(tmp_path):
+    features, labels = clusters(noise=1.0)
+    norm = np.linalg.norm(features[:16].astype(np.float64), axis=1).mean()
+    cfg = {kind: dataclasses.replace(QUICK, episodes=40, normalize=kind) for kind in ("none", "norm")}
+    scaled = {
+        (kind, scale): result_of(tmp_path, (features * scale).astype(np.float32), labels, cfg[kind])
+        for kind in cfg
+        for scale in (0.125, 1.0, 8.0)
+    }
+    by_hand = result_of(tmp_path, (features * (fewshot.NORM / norm)).astype(np.float32), labels, cfg["none"])
+    for (kind, scale), result in scaled.items():
+        assert result["mean_norm"] == pytest.approx(norm * scale, rel=1e-5)
+        if kind == "norm":
+            assert result["scale"] == pytest.approx(fewshot.NORM / norm / scale, rel=1e-5)
+            for shots, entry in result["shots"].items():
+                assert entry["accuracy"] == pytest.approx(by_hand["shots"][shots]["accuracy"], abs=0.2)
+        else:
+            assert result["scale"] == 1.0
+    plain = [scaled["none", scale]["shots"]["1"]["accuracy"] for scale in (0.125, 1.0, 8.0)]
+    assert max(plain) - min(plain) > 5
+
+
+def test_features_that_are_all_zero_are_not_scaled(tmp_path):
+    features, labels = clusters()
+    cfg = dataclasses.replace(QUICK, episodes=10, normalize="norm")
+    result = result_of(tmp_path, np.zeros_like(features), labels, cfg)
+    assert (result["mean_norm"], result["scale"]) == (0.0, 1.0)
 
 
 @pytest.mark.slow

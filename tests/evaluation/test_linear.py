@@ -165,3 +165,15 @@ def test_a_bad_features_file_is_an_error_and_leaves_no_result(files, tmp_path):
     with pytest.raises(UserError, match=r"f.npz: not a complete"):
         linear.run(*files, COARSE, tmp_path / "r", method="pdae", seed=1)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_data_set_without_classes_is_refused_and_leaves_no_result(digits, tmp_path):
+    """100 % of its images would be right."""
+    labels = {part: np.zeros_like(digits[part]) for part in ("labels", "test_labels")}
+    store.write(tmp_path / "f.npz", digits["train"], labels["labels"], digits["test"], labels["test_labels"])
+    facts = {"dataset": "Bedroom", "classes": ["bedroom"], "metric": "accuracy"}
+    counts = {"counts": {"train": 800, "test": 997}, "splits": {"val": digits["validation"].tolist()}}
+    (tmp_path / "meta.json").write_text(json.dumps(facts | counts))
+    with pytest.raises(UserError, match=r"meta.json: Bedroom has no classes to tell apart"):
+        linear.run(tmp_path / "f.npz", tmp_path / "meta.json", COARSE, tmp_path / "r", method="m", seed=0)
+    assert not (tmp_path / "r").exists()

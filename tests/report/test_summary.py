@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -240,11 +241,18 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no linear result of simsiam on CIFAR10 at seed 0" in capsys.readouterr().err
 
 
+def of_one_encoder(tmp_path: Path, linear: list[dict], fewshot: list[dict], refused: dict) -> str:
+    for protocol, results in (("linear", linear), ("fewshot", fewshot)):
+        (tmp_path / protocol).mkdir()
+        for result in results:
+            (tmp_path / protocol / f"{result['dataset']}.json").write_text(json.dumps(result))
+    return summary.encoder(tmp_path, ["digits", "photos"], refused, tmp_path / "summary.md")
+
+
 def test_one_encoder_has_a_row_per_data_set(tmp_path: Path) -> None:
     linear = [small_results.linear("net", d, 0, a, 0.75, knn=a - 10) for d, a in (("digits", 90.0), ("photos", 60.0))]
     fewshot = [small_results.fewshot("net", d, 0, {"1": [c], "5": [c + 2]}) for d, c in (("digits", 10), ("photos", 8))]
-    paths = small_results.write(tmp_path / "l", linear), small_results.write(tmp_path / "f", fewshot)
-    text = summary.encoder(*paths, tmp_path / "summary.md")
+    text = of_one_encoder(tmp_path, linear, fewshot, {})
     assert small_results.rows(text) == {
         ("Data set",): ["Linear", "k-NN", "1-shot", "5-shot"],
         ("--------",): ["-----------:", "----:", "-----------:", "-----------:"],
@@ -253,3 +261,35 @@ def test_one_encoder_has_a_row_per_data_set(tmp_path: Path) -> None:
         ("Avg.",): ["75.00", "65.00", "45.00", "55.00"],
     }
     assert (tmp_path / "summary.md").read_text() == text
+
+
+def test_what_was_refused_leaves_a_gap_and_no_average(tmp_path: Path) -> None:
+    linear = [small_results.linear("net", "photos", 0, 60.0, 0.75, knn=50.0)]
+    fewshot = [small_results.fewshot("net", d, 0, {"1": [c]}) for d, c in (("digits", 10), ("photos", 8))]
+    text = of_one_encoder(tmp_path, linear, fewshot, {("digits", "linear"): "too few."})
+    found = small_results.rows(text)
+    assert found["digits",] == ["", "", "50.00 ± 0.50"]
+    assert found["photos",] == ["60.00 ± 0.75", "50.00", "40.00 ± 0.50"]
+    assert found["Avg.",] == ["", "", "45.00"]
+    assert text.endswith("\nNot computed:\n- linear of digits: too few.\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "facts", "said"),
+    [
+        ("torchvision:resnet18", {"mean_norm": 27.31}, "Mean norms here:\ndigits 27.3."),
+        (
+            "torchvision:resnet18",
+            {"mean_norm": 5.0, "scale": 4.0},
+            "Features scaled to a mean norm of 20 (fewshot.norm",
+        ),
+        ("x/encoder.safetensors", {"mean_norm": 27.31}, None),
+    ],
+)
+def test_few_shot_of_a_foreign_encoder_says_what_it_depends_on(
+    tmp_path: Path, method: str, facts: dict, said: str | None
+) -> None:
+    fewshot = [small_results.fewshot(method, "digits", 0, {"1": [3]}) | facts]
+    linear = [small_results.linear(method, d, 0, 50.0) for d in ("digits", "photos")]
+    text = of_one_encoder(tmp_path, linear, fewshot, {("photos", "fewshot"): "too few."})
+    assert said in text if said else "norm" not in text

@@ -127,6 +127,16 @@ def test_few_shot_table_of_three_seeds(tmp_path: Path) -> None:
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
 
 
+def test_a_footnote_names_the_norm_that_features_were_scaled_to(tmp_path: Path) -> None:
+    scaled = [result | {"mean_norm": 8.0, "scale": 2.5} for result in fewshot()]
+    train = {name: counts[0] for name, counts in COUNTS.items()}
+    for results, there in ((scaled, True), (fewshot(), False)):  # the latter as stored before there was a choice
+        out = make(tmp_path, "4_2", results, train)
+        for suffix in (".md", ".tex"):
+            text = out.with_suffix(suffix).read_text()
+            assert ("Features scaled to a mean norm of 20 (fewshot.normalize: norm)." in text) == there
+
+
 def test_csv_holds_every_seed_and_the_thesis_only_where_counts_match(tmp_path: Path) -> None:
     frame = pd.read_csv(make(tmp_path, "4_2", fewshot(), SUBSET))
     assert list(frame) == [
