@@ -72,7 +72,7 @@ class NearestUpsample(Upsample2D):
 
     def forward(self, hidden_states: Tensor, output_size: None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', 2H, 2W); sides that halve evenly on the way down need no ``output_size``."""
-        with torch.autocast(hidden_states.device.type, enabled=False):  # which would go on in float32
+        with torch.autocast("cuda", enabled=False):  # which would go on in float32
             hidden = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
         return self.conv(hidden) if self.use_conv else hidden
 
