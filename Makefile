@@ -30,8 +30,9 @@ lint: $(READY)  ## style and types
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
-bench: $(READY)  ## speed as ratios, into results/benchmarks.csv
+bench: $(READY)  ## speed as ratios, into results/benchmarks.csv; of a GPU, where there is one, into docs/measured/gpu
 	$(BIN)/python -m tests.benchmarks.run
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 restore: $(READY)  ## take over results that are here without Snakemake's records (docs/dvc.md)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/restore.sh
