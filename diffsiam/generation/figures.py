@@ -66,6 +66,7 @@ class Job:
     representation: Path | None = None
     probmask: tuple[Path, ...] = ()
     classifier: Path | None = None
+    segments: int | None = None
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Job:
     def model(self) -> guided.Guided:
         """The trained networks, for images of the data's size."""
         representation, diffusion = given(self.representation, "--representation"), given(self.diffusion, "--diffusion")
-        return guided.load(representation, diffusion, self.cfg, self.device)
+        return guided.load(representation, diffusion, self.cfg, self.device, self.segments)
 
     @functools.cached_property
     def trained(self) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def run(
     representation: Path | None = None,
     probmask: tuple[Path, ...] = (),
     classifier: Path | None = None,
+    segments: int | None = None,
 ) -> None:
     """Make one of the files that this module's docstring describes.
 
@@ -121,11 +123,12 @@ def run(
         data: folder of the prepared data set that the networks were trained on.
         diffusion, representation, probmask, classifier: what the earlier stages left.
         root: `data.root`, where images that are streamed lie.
+        segments: n of a method that was trained without segments, None for what its config.json says.
     Raises:
         UserError: an input that this one needs was not named or is not there; bad pairs or ranges.
     """
     device = runtime.select_device(rt)
-    job = Job(cfg, device, data, root, diffusion, representation, tuple(probmask), classifier)
+    job = Job(cfg, device, data, root, diffusion, representation, tuple(probmask), classifier, segments)
     if what == "classifier":
         return train_classifier(job, out)
     if what == "numbers":

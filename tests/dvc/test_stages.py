@@ -16,6 +16,7 @@ from dvc.repo import Repo
 from dvc.stage import Stage
 
 from diffsiam import digest
+from diffsiam.stages import share
 from tests.dvc.clones import Clone, closure
 
 JOBS = Path(__file__).parent / "jobs.py"
@@ -27,7 +28,7 @@ LISTS = {"dataset": "transfer", "seed": "seeds", "method": "methods"}  # wildcar
 def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     """Several of everything that params.yaml lists."""
     clone = fresh.clone(tmp_path / "repo")
-    clone.edit("methods", ["simsiam", "diffsiam_hier"])
+    clone.edit("methods", ["simsiam", "diti", "diffsiam_hier"])
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
@@ -122,6 +123,8 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
 
     params = yaml.safe_load((root / "params.yaml").read_text())
     own = {leaf for job in jobs for leaf in leaves(json.loads(job["params"].get("own", "{}")))}
+    if any(job["rule"] == "diffusion" for job in jobs):  # by diffusion.source, which DVC does not look at
+        own |= set().union(*(leaves(share(params, source, "")) for source in ("pretrain", "fetch")))
     values = {(key, value) for job in jobs for key, value in job["wildcards"].items()}
     lists = {LISTS[key] for key, value in values if key in LISTS and value not in "/".join(outs).split("/")}
     if any(key == "dataset" and value not in params["transfer"] for key, value in values):

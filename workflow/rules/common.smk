@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from diffsiam import digest, params
+from diffsiam import digest, params, stages
 from diffsiam.data import sources
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS, snapshot_steps
@@ -23,9 +23,8 @@ DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
-# Settings that no result depends on reach the commands through the environment, and so no record; those of
-# `representation` too, for the methods that leave some of them unused.
-os.environ |= {params.VARIABLE: json.dumps(params.select(config, (*params.UNTRACKED, "representation")))}
+# What a rule does not record reaches its command through the environment.
+os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in params.SECTIONS})}
 
 
 wildcard_constraints:
@@ -41,7 +40,7 @@ def own(stage, without=()):
 
     def of_job(wildcards):
         dataset = wildcards.get("pretrain", wildcards.get("dataset", ""))
-        return json.dumps(params.select(params.of(config, dataset), params.STAGE_PARAMS[stage], without))
+        return json.dumps(stages.share(config, stage, dataset, without))
 
     return of_job
 

@@ -8,7 +8,7 @@ rule diffusion:
         training="results/diffusion/{pretrain}/training.json",
         history="results/diffusion/{pretrain}/history.csv",
     params:
-        own=own("diffusion"),
+        own=lambda w: own(params.of(config, w.pretrain)["diffusion"]["source"])(w),
         code=digest.digest("diffusion"),
     log:
         "results/logs/diffusion/{pretrain}.log",

@@ -15,10 +15,12 @@ os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [workflow.basedir, os.
 
 
 def made():
-    """Outputs of rules that exist."""
-    patterns = [pattern for rule in workflow.rules for pattern in rule.output]
-    files = (path.as_posix() for path in Path("results").rglob("*") if path.is_file())
-    return [file for file in files if any(pattern.match(file) for pattern in patterns)]
+    """Outputs of jobs that have left some, job by job: those that exist and those that do not."""
+    files = [path.as_posix() for path in Path("results").rglob("*") if path.is_file()]
+    for each in workflow.rules:
+        found = (pattern.match(file) for pattern in each.output for file in files)
+        for wildcards in {tuple(match.groupdict().items()) for match in found if match}:
+            yield [pattern.apply_wildcards(dict(wildcards)) for pattern in each.output]
 
 
 if workflow.is_main_process:

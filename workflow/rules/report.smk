@@ -65,7 +65,7 @@ rule provenance:
     output:
         "results/provenance.md",
     params:
-        own=own("provenance"),
+        own=own("tables"),
         code=digest.digest("provenance"),
     log:
         "results/logs/provenance.log",
