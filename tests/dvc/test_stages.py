@@ -16,6 +16,7 @@ from dvc.repo import Repo
 from dvc.stage import Stage
 
 from diffsiam import digest
+from diffsiam.data.fingerprint import MEMORY
 from diffsiam.stages import share
 from tests.dvc.clones import Clone, closure
 
@@ -113,6 +114,14 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     """Outs, deps and params: what the jobs of a stage ask for, and what the stage has."""
     outputs = {file for job in jobs for file in job["output"]}
     inputs = {file for job in jobs for file in job["input"]} - outputs
+    # What the planning process remembers of sources, which DVC sees as files.
+    inputs |= {
+        f"{MEMORY}/{job['rule']}/{next(iter(job['wildcards'].values()))}.json"
+        for job in jobs
+        if "seen" in job["params"]
+    }
+    if not jobs:  # the stage that only looks at the sources
+        outputs.add(f"{MEMORY}/data")
     outs = {out.def_path for out in stage.outs}
     deps = {str(Path(dep.fs_path).relative_to(root)) for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     names = {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}

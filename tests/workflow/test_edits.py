@@ -194,7 +194,7 @@ def plans(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     """What is planned after an edit of each leaf of a finished run, and under "" after none."""
     clone = working_tree(tmp_path_factory.mktemp("edits"), tmp_path_factory.mktemp("scratch"))
     (clone.root / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    finish(clone)
+    finish(clone, *TARGETS)
     names = ["", *keys(raw)]
     texts = [yaml.safe_dump(edited(raw, name) if name else raw, sort_keys=False) for name in names]
     (clone.root / "edits.json").write_text(json.dumps(texts))
@@ -202,13 +202,13 @@ def plans(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     return dict(zip(names, json.loads(said.splitlines()[-1]), strict=True))
 
 
-def finish(clone: Clone) -> None:
+def finish(clone: Clone, *targets: str) -> None:
     """Empty files in the place of all results, and Snakemake's records of them."""
-    for job in json.loads(clone.run(sys.executable, str(JOBS), *TARGETS).stdout.splitlines()[-1]):
+    for job in json.loads(clone.run(sys.executable, str(JOBS), *targets).stdout.splitlines()[-1]):
         for file in job["output"]:
             (clone.root / file).parent.mkdir(parents=True, exist_ok=True)
             (clone.root / file).touch()
-    clone.run("snakemake", "--cores", "all", "--touch", "--forceall", *TARGETS, DIFFSIAM_RESTORE="1")
+    clone.run("snakemake", "--cores", "all", "--touch", "--forceall", *targets, DIFFSIAM_RESTORE="1")
 
 
 def test_every_leaf_is_declared_once(raw: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ rule diffusion:
     params:
         own=lambda w: own(params.of(config, w.pretrain)["diffusion"]["source"])(w),
         code=digest.digest("diffusion"),
+        seen=lambda w: diffusion_seen(w.pretrain),
     log:
         "results/logs/diffusion/{pretrain}.log",
     benchmark:

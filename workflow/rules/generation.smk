@@ -97,6 +97,7 @@ rule attributes:
     params:
         own=own("attributes"),
         code=digest.digest("attributes"),
+        seen=lambda w: attributes_seen(w.dataset),
         names=lambda w: [row["name"] for row in config["probmask"]["attributes"] if row["dataset"] == w.dataset],
     log:
         "results/logs/attributes/{dataset}.log",
