@@ -13,7 +13,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"schema"},
     {"params", "digest"},
     {"runtime"},
-    {"data", "records", "cluster", "stages"},
+    {"data", "records", "cluster", "stages", "stopping"},
     {"models"},
     {"diffusion"},
     {"training"},

@@ -4,7 +4,7 @@ import hashlib
 
 import snakemake.persistence
 
-from diffsiam import records
+from diffsiam import records, stopping
 
 # What the run was planned on. A submitted job reads parameters and code again when it starts, and its results are
 # recorded under those of the plan: it must refuse others. The variable travels with `sbatch`.
@@ -39,3 +39,7 @@ elif os.environ.get("DIFFSIAM_PLANNED", PLANNED) != PLANNED:
         file=sys.stderr,
     )
     sys.exit(2)
+
+
+onstart:
+    stopping.pass_on(cancel=not workflow.local_exec)
