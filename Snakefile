@@ -1,10 +1,13 @@
 # The DAG, from data sets to tables. `snakemake --cores all tables` makes everything that is missing or out of date.
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
-configfile: "params.yaml"
+# Results lie where Snakemake runs (`--directory`); parameters too, or else beside this file.
+configfile: "params.yaml" if os.path.exists("params.yaml") else f"{workflow.basedir}/params.yaml"
 
 
 # Rules run in the environment that Snakemake itself runs in; a container is used only with --software-deployment-method.

@@ -104,7 +104,7 @@ class Clone:
     def changed(self) -> dict[str, Any]:
         """Stages that ``dvc status`` calls changed, and why; the one that looks at the sources always runs."""
         found = json.loads(self.dvc("status", "--json"))
-        assert found.pop("sources") == ["always changed"]
+        assert "always changed" in found.pop("sources")
         return found
 
     def records(self) -> dict[str, dict[str, Any]]:

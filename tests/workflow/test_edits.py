@@ -202,13 +202,15 @@ def plans(raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     return dict(zip(names, json.loads(said.splitlines()[-1]), strict=True))
 
 
-def finish(clone: Clone, *targets: str) -> None:
-    """Empty files in the place of all results, and Snakemake's records of them."""
+def finish(clone: Clone, *targets: str, there: Clone | None = None) -> None:
+    """Empty files in the place of all results, and Snakemake's records of them; with ``there``, in that folder."""
+    place = there or clone
     for job in json.loads(clone.run(sys.executable, str(JOBS), *targets).stdout.splitlines()[-1]):
         for file in job["output"]:
-            (clone.root / file).parent.mkdir(parents=True, exist_ok=True)
-            (clone.root / file).touch()
-    clone.run("snakemake", "--cores", "all", "--touch", "--forceall", *targets, DIFFSIAM_RESTORE="1")
+            (place.root / file).parent.mkdir(parents=True, exist_ok=True)
+            (place.root / file).touch()
+    options = ("--snakefile", str(clone.root / "Snakefile"), "--cores", "all", "--touch", "--forceall")
+    place.run("snakemake", *options, *targets, DIFFSIAM_RESTORE="1")
 
 
 def test_every_leaf_is_declared_once(raw: dict[str, Any]) -> None:

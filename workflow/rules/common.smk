@@ -19,6 +19,8 @@ except UserError as e:
     print(e, file=sys.stderr)
     sys.exit(2)
 
+# Files of the checkout, as rules name their inputs: relative, so that records mean the same in every clone.
+HERE = Path(os.path.relpath(workflow.basedir))
 DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 DATA_ROOT = Path(config["data"]["root"]).expanduser()
