@@ -96,7 +96,7 @@ def _down(command: str, reason: str) -> UserError:
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     """What a command that failed gives as its errors; its last words where it marks none."""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    errors = [line.partition("error:")[2].strip() for line in lines if "error:" in line]
+    errors = [found[1] for line in lines if (found := re.search(r"\b(?:error|failure): *(.+)", line))]
     return "; ".join(errors or lines[-1:]).rstrip(".") or f"it gives no reason, and ends with status {done.returncode}"
 
 

@@ -113,6 +113,10 @@ def test_a_command_that_never_answers_is_a_controller_that_is_down(
         ('echo "  " >&2; exit 1', "it gives no reason, and ends with status 1."),
         ('echo "No budget left." >&2; exit 1', ": No budget left."),
         (
+            'echo "sbatch: error: invalid partition: x" >&2; echo "allocation failure: Invalid name" >&2; exit 1',
+            ": invalid partition: x; Invalid name.",
+        ),
+        (
             'echo "sbatch: error: This cluster needs --qos" >&2; echo "sbatch: error: Batch job submission failed: '
             'Invalid qos specification" >&2; echo; echo "Contact help@site" >&2; exit 1',
             ": This cluster needs --qos; Batch job submission failed: Invalid qos specification.",
