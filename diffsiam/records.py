@@ -84,6 +84,11 @@ def _complete(jobs: Iterable[Sequence[str]]) -> Iterator[str]:
                 runtime.write_json(_place(_RECORDS, output), _read(known[0]))
 
 
+def removed(outputs: Iterable[str]) -> list[str]:
+    """Those of ``outputs`` that were made, and are not there any more."""
+    return [output for output in outputs if _read(output) and not os.path.exists(output)]
+
+
 def seal(jobs: Iterable[Sequence[str]]) -> None:
     """Seal the records of ``jobs``, as in `check`, that Snakemake wrote since the last time, one key per line."""
     checksums = _Checksums()

@@ -1,7 +1,7 @@
 """What the results of each kind of job depend on: the leaves of params.yaml that its code reads.
 
 A rule records its row, so an edit of a leaf re-runs the rules whose rows have it, what follows them, and nothing else.
-tests/workflow compares the rows with what the code reads, and every leaf with what an edit of it plans.
+Tests compare the rows with what the code reads, and every leaf with what an edit of it plans.
 """
 
 from __future__ import annotations

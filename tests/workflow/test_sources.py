@@ -64,6 +64,16 @@ def test_a_class_added_to_ones_folder_prepares_and_evaluates_it_anew(clone: Clon
     assert planned(clone) == set()
 
 
+def test_a_removed_data_set_is_named_with_what_brings_it_back(clone: Clone) -> None:
+    """Made anew at once, all trainings would follow, also where nothing changed."""
+    assert "Not here any more" not in clone.run("snakemake", "-n", "all").stderr
+    shutil.rmtree(clone.root / "results/data/DTD")
+    said = clone.run("snakemake", "-n", "all").stderr
+    assert "Not here any more: results/data/DTD/meta.json." in said
+    assert "data_sets" in said
+    assert clone.planned("data_sets") == {"data": 1, "data_sets": 1}
+
+
 def test_a_moved_and_an_absent_folder_rerun_nothing_and_a_change_on_the_way_is_seen(clone: Clone) -> None:
     (clone.root / "resources").rename(clone.root / "scratch")
     assert planned(clone) == set()

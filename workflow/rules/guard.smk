@@ -31,6 +31,13 @@ if workflow.is_main_process:
     except UserError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
+    # Snakemake makes a missing file only where a job reads it that is to run, so as not to train for a lost intermediate.
+    if missing := records.removed(f"results/data/{name}/meta.json" for name in sorted({config["pretrain"], *config["transfer"]})):
+        print(
+            f"Not here any more: {', '.join(missing)}. `dvc pull`, or `snakemake --cores all data_sets`, brings the data sets "
+            "back; where they then differ from before, what is made of them runs again.",
+            file=sys.stderr,
+        )
     atexit.register(lambda: records.seal(made()))
 elif os.environ.get("DIFFSIAM_PLANNED", PLANNED) != PLANNED:
     print(
