@@ -46,6 +46,12 @@ def check(account: str, partition: str, gpu_partition: str, gpus: int, nodes: in
         sys.exit(2)
 
 
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs; those that are over, or a cluster that does not answer, are not this function's business."""
+    if jobs and shutil.which("scancel"):
+        subprocess.run(["scancel", *jobs], capture_output=True, check=False)
+
+
 def _judge(key: str, partition: str, account: str, options: Sequence[str], minutes: int) -> None:
     where = [f"--partition={partition}"] if partition else []
     whose = [f"--account={account}"] if account else []

@@ -117,7 +117,7 @@ def clear_dead_locks() -> None:
     _HELD.append(alive)
     with contextlib.suppress(OSError):  # another run lives, or the file system has no such locks
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if any(_LOCKS.glob("*.lock")) and not any(map(_submitted, _INCOMPLETE.rglob("*"))):
+        if any(_LOCKS.glob("*.lock")) and not submitted():
             shutil.rmtree(_LOCKS)
             print("Removed the locks of a run that was killed in this folder.", file=sys.stderr)
     with contextlib.suppress(OSError):
@@ -125,6 +125,12 @@ def clear_dead_locks() -> None:
 
 
 _HELD: list[Any] = []
+
+
+def submitted() -> list[str]:
+    """The cluster's names of the jobs that Snakemake handed to it and has not seen the end of."""
+    markers = (json.loads(path.read_text()) for path in _INCOMPLETE.rglob("*") if path.is_file())
+    return sorted({str(marker["external_jobid"]) for marker in markers if marker["external_jobid"]})
 
 
 class _Checksums:
@@ -167,11 +173,6 @@ def _read(output: str) -> dict[str, Any]:
 
 def _incomplete(output: str) -> bool:
     return _place(_INCOMPLETE, output).exists()
-
-
-def _submitted(marker: Path) -> bool:
-    """Whether the job that this marker of Snakemake's stands for was handed to a cluster."""
-    return marker.is_file() and bool(json.loads(marker.read_text())["external_jobid"])
 
 
 def _untouched(output: str, record: dict[str, Any]) -> bool:

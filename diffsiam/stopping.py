@@ -17,6 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil  # Snakemake stands on it
+
+from diffsiam import cluster, records
+
 _PAUSE = 0.2  # seconds
 
 
@@ -24,36 +28,42 @@ def pass_on(*, cancel: bool) -> None:
     """From now on, let SIGTERM and SIGINT of this process end its jobs: trainings save their state first.
 
     Args:
-        cancel: whether a SIGTERM is to cancel submitted jobs too, as a SIGINT does.
+        cancel: whether jobs are submitted to a cluster: a SIGTERM is then to cancel them, as a SIGINT does.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.default_int_handler if cancel else signal.getsignal(number)
         if callable(before):  # a run in the background may ignore SIGINT
-            signal.signal(number, functools.partial(_stop, before))
+            signal.signal(number, functools.partial(_stop, before, cancel))
 
 
-_ENDING = threading.Thread(target=lambda: _end_jobs(), daemon=True)
+_ending: list[threading.Thread] = []
 
 
-def _stop(before: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
-    if not _ENDING.is_alive():
+def _stop(before: Callable[[int, FrameType | None], Any], cancel: bool, number: int, frame: FrameType | None) -> None:
+    if not _ending:
         print("Stopping: trainings save their state, other jobs end.", file=sys.stderr)
-        _ENDING.start()
+        # On a cluster Snakemake's own children come after the jobs here: commands that it cancels the others with.
+        jobs = psutil.Process().children() if cancel else None
+        _ending.append(threading.Thread(target=_end_jobs, args=(jobs,), daemon=True))
+        if cancel:  # Snakemake forgets jobs whose state it is just asking for
+            _ending.append(threading.Thread(target=cluster.cancel, args=(records.submitted(),)))
+        for thread in _ending:
+            thread.start()
     before(number, frame)
 
 
-def _end_jobs() -> None:
-    """Send SIGTERM once to every process below this one, for as long as this one lives: to those that ignore it (a
-    training's shell, or a training that has not come to its loop) as soon as they do not."""
-    import psutil  # as Snakemake does
-
-    sent: set[Any] = set()
+def _end_jobs(jobs: list[psutil.Process] | None) -> None:
+    """Send SIGTERM once to ``jobs``, or to every child of this process, and to all below them, for as long as this one
+    lives: to those that ignore it (a training's shell, or a training that has not come to its loop) as soon as they do
+    not."""
+    sent: set[psutil.Process] = set()
     while True:
-        for process in psutil.Process().children(recursive=True):
-            if process not in sent and not _ignores(process.pid):
-                sent.add(process)
-                with contextlib.suppress(psutil.Error):  # it is over
-                    process.send_signal(signal.SIGTERM)
+        for job in psutil.Process().children() if jobs is None else jobs:
+            with contextlib.suppress(psutil.Error):  # it is over
+                for process in (job, *job.children(recursive=True)):
+                    if process not in sent and not _ignores(process.pid):
+                        sent.add(process)
+                        process.send_signal(signal.SIGTERM)
         time.sleep(_PAUSE)
 
 
