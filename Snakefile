@@ -1,13 +1,19 @@
 # The DAG, from data sets to tables. `snakemake --cores all tables` makes everything that is missing or out of date.
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
+# Results lie where Snakemake runs (`--directory`); parameters too, or else beside this file.
+PARAMS = "params.yaml" if os.path.exists("params.yaml") else f"{workflow.basedir}/params.yaml"
+
+
 include: "workflow/rules/reader.smk"
 
 
-configfile: "params.yaml"
+configfile: PARAMS
 
 
 # Rules run in the environment that Snakemake itself runs in; a container is used only with --software-deployment-method.

@@ -123,6 +123,7 @@ def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
     sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
     rest = {"representation": args.representation, "probmask": args.probmask, "classifier": args.classifier}
+    rest["segments"] = params.section(raw, params.Representation).segments
     figures.run(args.what, *sections, args.data, args.diffusion, args.out, root=_root(raw), **rest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from diffsiam.errors import UserError
 
+_DOWN = "contact slurm controller"  # what all of SLURM's commands say then
 _NOT_SUBMITTING = {"--mode", "-n", "--dry-run", "--dryrun", "--lint"}  # --mode: a job of a run that was checked
 
 
@@ -44,30 +46,64 @@ def check(account: str, partition: str, gpu_partition: str, gpus: int, nodes: in
         sys.exit(2)
 
 
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs; those that are over, or a cluster that does not answer, are not this function's business."""
+    if jobs and shutil.which("scancel"):
+        subprocess.run(["scancel", *jobs], capture_output=True, check=False)
+
+
 def _judge(key: str, partition: str, account: str, options: Sequence[str], minutes: int) -> None:
     where = [f"--partition={partition}"] if partition else []
     whose = [f"--account={account}"] if account else []
-    status, answer = _run("sbatch", "--test-only", "--wrap=true", *where, *whose, *options)
-    if status:
-        raise _refused(key, partition, account, options, answer.strip().splitlines()[-1])
+    done = _run("sbatch", "--test-only", "--wrap=true", *where, *whose, *options)
+    if done.returncode:
+        reason = _reason(done)
+        raise _down("sbatch", reason) if _DOWN in reason else _refused(key, partition, account, options, reason)
     # A time limit above the partition's is accepted by most clusters, and the job waits for ever.
-    _, answer = _run("sinfo", "--noheader", "--format=%P %l")
-    for name, limit in map(str.split, answer.splitlines()):
+    for name, limit in _limits():
         if name.rstrip("*") == partition or (not partition and name.endswith("*")):
             most = _minutes(limit)
             if most is not None and minutes > most:
                 raise _refused(key, name.rstrip("*"), account, options, f"its longest time limit is {most:g} minutes")
 
 
-def _run(*command: str) -> tuple[int, str]:
+@functools.cache
+def _limits() -> tuple[tuple[str, str], ...]:
+    """Partitions and their time limits as `sinfo` prints them, the default one with a star."""
+    if shutil.which("sinfo") is None:
+        print(
+            "profiles/slurm: there is no sinfo here; time limits were not compared with the cluster's.", file=sys.stderr
+        )
+        return ()
+    done = _run("sinfo", "--noheader", "--format=%P %l")
+    if done.returncode:
+        raise _down("sinfo", _reason(done))
+    # Sites wrap their commands: what is not a name and a limit is not sinfo's.
+    found = (re.fullmatch(r"(\S+)\s+(\S+)", line.strip()) for line in done.stdout.splitlines())
+    return tuple((line[1], line[2]) for line in found if line)
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"profiles/slurm: `{' '.join(command)}` had no answer for a minute. If `sinfo` has none either, SLURM's "
-            "controller is down: run the same command again when it is back."
-        ) from None
-    return done.returncode, done.stdout + done.stderr
+        raise _down(command[0], "no answer for a minute") from None
+    except OSError as e:
+        raise UserError(f"profiles/slurm: `{command[0]}` cannot be run ({e}). Ask your cluster's support.") from None
+
+
+def _down(command: str, reason: str) -> UserError:
+    return UserError(
+        f"profiles/slurm: `{command}` failed: {reason}. SLURM's controller may be down: `scontrol ping` tells. Run the "
+        "same command again when it is back; nothing was planned or submitted."
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command that failed gives as its errors; its last words where it marks none."""
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [found[1] for line in lines if (found := re.search(r"\b(?:error|failure): *(.+)", line))]
+    return "; ".join(errors or lines[-1:]).rstrip(".") or f"it gives no reason, and ends with status {done.returncode}"
 
 
 def _refused(key: str, partition: str, account: str, options: Sequence[str], reason: str) -> UserError:
@@ -80,9 +116,14 @@ def _refused(key: str, partition: str, account: str, options: Sequence[str], rea
 
 
 def _minutes(limit: str) -> float | None:
-    """``infinite`` to None; SLURM's ``[days-]hours:minutes:seconds`` or ``minutes:seconds`` to minutes."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
+    """SLURM's ``[days-]hours:minutes:seconds``, ``days-hours[:minutes]``, ``minutes[:seconds]`` to minutes;
+    ``infinite`` and the like to None."""
+    days, dash, clock = limit.rpartition("-")
+    words = clock.split(":")
+    if not all(word.isdecimal() for word in [*words, *([days] if dash else [])]) or len(words) > 3:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return (days * 24 + hours) * 60 + minutes + seconds / 60
+    numbers = [int(word) for word in words]
+    if not dash and len(numbers) < 3:
+        numbers.insert(0, 0)  # no hours
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60

@@ -1,5 +1,5 @@
-"""The experiment's parameters: typed dataclasses, and which leaf each stage reads. Values are checked by
-`diffsiam.schema`, and by `diffsiam.checks` where a schema has no words for it."""
+"""The experiment's parameters: typed dataclasses. Values are checked by `diffsiam.schema`, and by `diffsiam.checks`
+where a schema has no words for it. Which results depend on which of them: `diffsiam.stages`."""
 
 from __future__ import annotations
 
@@ -243,35 +243,8 @@ SECTIONS: dict[str, type] = {
     "runtime": Runtime,
 }
 
-COMPUTE = (
-    "device",
-    "precision",
-    "threads",
-    "deterministic",
-    "compile",
-    "graph",
-)  # keys of runtime that results depend on
-_COMPUTE = tuple(f"runtime.{name}" for name in COMPUTE)
+VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: all sections as JSON, for the leaves that a rule does not record
 
-# What a stage's results depend on: recorded by its rule (less `Method.unused`) and DVC stage. Others re-run nothing.
-STAGE_PARAMS: dict[str, tuple[str, ...]] = {
-    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
-    "diffusion": ("diffusion", *_COMPUTE),
-    "representation": ("representation", *_COMPUTE),
-    "features": ("features", *_COMPUTE),
-    "linear": ("linear",),
-    "fewshot": ("fewshot",),
-    "probmask": ("probmask", *_COMPUTE),
-    "generation": ("generation", *_COMPUTE),
-    "attributes": _COMPUTE,
-    "figures": ("figures", "generation.methods"),
-    "numbers": (),
-    "curve": (),
-    "provenance": ("methods", "seeds", "pretrain", "transfer"),
-    "tables": ("methods", "seeds", "pretrain", "transfer"),
-}
-UNTRACKED = ("data.root", "runtime.checkpoint_minutes", "runtime.tensorboard")
-VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: the leaves that a rule does not record, for its command, as JSON
 T = TypeVar("T")
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import sys
 import zlib
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ _RECORDS, _INCOMPLETE, _LOCKS = _FOLDER / "metadata", _FOLDER / "incomplete", _F
 _CHECKSUMS = _FOLDER / "checksums.json"
 
 
-def check(outputs: Iterable[str], record_format: int) -> None:
+def check(jobs: Iterable[Sequence[str]], record_format: int) -> None:
     """Compare outputs with their records.
 
     Args:
-        outputs: files that exist and that a rule declares as its output, relative to the working directory.
+        jobs: what the rules declare as outputs of each job that has left any, relative to the working directory.
         record_format: the format that the running Snakemake writes.
     Raises:
         UserError: the running Snakemake writes another format than `FORMAT`; outputs have no record, or one of
@@ -54,7 +55,7 @@ def check(outputs: Iterable[str], record_format: int) -> None:
         )
     unknown, changed = [], []
     checksums = _Checksums()
-    for output in outputs:
+    for output in _complete(jobs):
         record = _read(output)
         if _incomplete(output):
             continue  # a job is at work here, or was killed: Snakemake's own business
@@ -71,10 +72,27 @@ def check(outputs: Iterable[str], record_format: int) -> None:
         raise UserError(_message(unknown, changed))
 
 
-def seal(outputs: Iterable[str]) -> None:
-    """Seal the records of ``outputs`` that Snakemake wrote since the last time, one key per line."""
+def _complete(jobs: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Outputs that exist. Those that were declared only after their job ran get the record of its other outputs:
+    Snakemake compares a job's params, code and inputs with its records only where every output has one."""
+    for outputs in jobs:
+        known = [output for output in outputs if _place(_RECORDS, output).exists()]
+        for output in outputs:
+            if os.path.exists(output):
+                yield output
+            elif known and output not in known:
+                runtime.write_json(_place(_RECORDS, output), _read(known[0]))
+
+
+def removed(outputs: Iterable[str]) -> list[str]:
+    """Those of ``outputs`` that were made, and are not there any more."""
+    return [output for output in outputs if _read(output) and not os.path.exists(output)]
+
+
+def seal(jobs: Iterable[Sequence[str]]) -> None:
+    """Seal the records of ``jobs``, as in `check`, that Snakemake wrote since the last time, one key per line."""
     checksums = _Checksums()
-    for output in outputs:
+    for output in filter(os.path.exists, itertools.chain.from_iterable(jobs)):
         record = _read(output)
         new = record.get("record_format_version") == FORMAT and "sha256" not in record
         if new and not _incomplete(output) and _untouched(output, record):
@@ -124,7 +142,7 @@ def clear_dead_locks() -> None:
     _HELD.append(alive)
     with contextlib.suppress(OSError):  # another run lives, or the file system has no such locks
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if any(_LOCKS.glob("*.lock")) and not any(map(_submitted, _INCOMPLETE.rglob("*"))):
+        if any(_LOCKS.glob("*.lock")) and not submitted():
             shutil.rmtree(_LOCKS)
             print("Removed the locks of a run that was killed in this folder.", file=sys.stderr)
     with contextlib.suppress(OSError):
@@ -132,6 +150,12 @@ def clear_dead_locks() -> None:
 
 
 _HELD: list[Any] = []
+
+
+def submitted() -> list[str]:
+    """The cluster's names of the jobs that Snakemake handed to it and has not seen the end of."""
+    markers = (json.loads(path.read_text()) for path in _INCOMPLETE.rglob("*") if path.is_file())
+    return sorted({str(marker["external_jobid"]) for marker in markers if marker["external_jobid"]})
 
 
 class _Checksums:
@@ -174,11 +198,6 @@ def _read(output: str) -> dict[str, Any]:
 
 def _incomplete(output: str) -> bool:
     return _place(_INCOMPLETE, output).exists()
-
-
-def _submitted(marker: Path) -> bool:
-    """Whether the job that this marker of Snakemake's stands for was handed to a cluster."""
-    return marker.is_file() and bool(json.loads(marker.read_text())["external_jobid"])
 
 
 def _untouched(output: str, record: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsiam import digest, params
+from diffsiam import digest
 
 PACKAGE = Path(digest.__file__).parent
 STAGES = sorted(digest.STAGE_MODULES)
@@ -55,10 +55,6 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-
-
-def test_every_stage_that_has_params_has_code() -> None:
-    assert set(params.STAGE_PARAMS) == set(STAGES)
 
 
 def test_comments_docstrings_and_blank_lines_of_any_module_change_no_digest(

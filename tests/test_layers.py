@@ -14,7 +14,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"checks"},
     {"params", "digest"},
     {"runtime", "graph"},
-    {"data", "records", "cluster", "weights"},
+    {"data", "records", "cluster", "weights", "stages", "stopping"},
     {"models"},
     {"diffusion"},
     {"training"},

@@ -106,13 +106,6 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
     return out
 
 
-def test_every_leaf_belongs_to_a_stage_or_is_named_as_one_that_reruns_nothing(raw: dict[str, Any]) -> None:
-    tracked = {leaf for stage in params.STAGE_PARAMS.values() for leaf in stage}
-    for leaf in leaves(raw):
-        above = {leaf} | {leaf[:i] for i, c in enumerate(leaf) if c == "."}
-        assert bool(above & tracked) != (leaf in params.UNTRACKED), leaf
-
-
 # ------------------------------------------------------------------------------------------------------ presets
 def test_the_params_yaml_that_is_committed_is_the_demo_preset_byte_for_byte() -> None:
     """What ships is what is committed: the file in the working tree is the user's to edit."""
@@ -246,11 +239,6 @@ def test_select_keeps_the_named_leaves_and_nothing_else(raw: dict[str, Any]) -> 
     got = params.select(raw, ("fewshot", "runtime.threads"), ("fewshot.ways",))
     assert got["fewshot"] == {k: v for k, v in raw["fewshot"].items() if k != "ways"}
     assert "ways" in raw["fewshot"]
-
-
-def test_the_share_of_a_stage_is_enough_for_its_sections(raw: dict[str, Any]) -> None:
-    own = (json.dumps(params.select(raw, leaves)) for leaves in (params.UNTRACKED, params.STAGE_PARAMS["data"]))
-    assert params.section(params.read(*own), params.Data) == params.section(raw, params.Data)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class Job:
     representation: Path | None = None
     probmask: tuple[Path, ...] = ()
     classifier: Path | None = None
+    segments: int | None = None
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Job:
     def model(self) -> guided.Guided:
         """The trained networks, for images of the data's size."""
         representation, diffusion = given(self.representation, "--representation"), given(self.diffusion, "--diffusion")
-        return guided.load(representation, diffusion, self.cfg, self.device, captured=self.captured)
+        return guided.load(representation, diffusion, self.cfg, self.device, self.segments, captured=self.captured)
 
     @functools.cached_property
     def trained(self) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def run(
     representation: Path | None = None,
     probmask: tuple[Path, ...] = (),
     classifier: Path | None = None,
+    segments: int | None = None,
 ) -> None:
     """Make one of the files that this module's docstring describes.
 
@@ -122,12 +124,13 @@ def run(
         data: folder of the prepared data set that the networks were trained on.
         diffusion, representation, probmask, classifier: what the earlier stages left.
         root: `data.root`, where images that are streamed lie.
+        segments: n of a method that was trained without segments, None for what its config.json says.
     Raises:
         UserError: an input that this one needs was not named or is not there; bad pairs or ranges.
     """
     device = runtime.select_device(rt)
     captured = runtime.use_graph(rt, device)
-    job = Job(cfg, device, captured, data, root, diffusion, representation, tuple(probmask), classifier)
+    job = Job(cfg, device, captured, data, root, diffusion, representation, tuple(probmask), classifier, segments)
     if what == "classifier":
         return train_classifier(job, out)
     if what == "numbers":

@@ -14,9 +14,9 @@ from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.features import load_encoder
-from diffsiam.models import segments
 from diffsiam.models.decoder import Decoder
 from diffsiam.models.encoder import Encoder
+from diffsiam.models.segments import even_edges, mask, segment_of_step, staged_edges
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Generation
 from diffsiam.training import methods
@@ -93,8 +93,8 @@ class Guided:
     def _seen(self, z: Tensor, t: Tensor) -> Tensor:
         if not self.mask_by_step:
             return z
-        k = segments.segment_of_step(t - 1, self.segments, TIMESTEPS)
-        return segments.mask(z, k, self._edges, "hierarchical")
+        k = segment_of_step(t - 1, self.segments, TIMESTEPS)
+        return mask(z, k, self._edges, "hierarchical")
 
     def _integrate(self, what: str, direction: Callable[..., Tensor], x: Tensor, z: Tensor | None) -> Tensor:
         cfg = self.cfg
@@ -117,9 +117,18 @@ class Guided:
 
 
 def load(
-    representation: Path, diffusion: Path, cfg: Generation, device: torch.device | str, *, captured: bool = False
+    representation: Path,
+    diffusion: Path,
+    cfg: Generation,
+    device: torch.device | str,
+    segments: int | None = None,
+    *,
+    captured: bool = False,
 ) -> Guided:
     """Read what stages `diffusion` and `representation` left: EMA weights of encoder and decoder.
+
+    Args:
+        segments: n of a method that was trained without segments (PDAE); None for that of its config.json.
 
     Raises:
         UserError: a file is missing, the method has no decoder, or the decoder was trained on another diffusion model.
@@ -139,19 +148,18 @@ def load(
     encoder, _ = load_encoder(representation / "encoder_ema.safetensors")
     decoder = Decoder(dm.unet, config["dim"])
     decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
+    edges = recorded_edges(config) if method.segment or segments is None else even_edges(config["dim"], segments)
     masks = method.segment == "timestep"
-    return Guided(
-        dm, encoder, decoder, recorded_edges(config), cfg, mask_by_step=masks, device=device, captured=captured
-    )
+    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=masks, device=device, captured=captured)
 
 
 def recorded_edges(config: dict[str, Any]) -> Tensor:
     """The segments that a representation was trained with, from its config.json, of whatever version of the params."""
-    diti = config["params"]["representation"]["diti"]
+    diti = config["params"]["representation"].get("diti")
     if methods.lookup(config["method"]).segment == "timestep" and diti["stages"]:
         stages, dims = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
-        return segments.staged_edges(config["dim"], config["segments"], TIMESTEPS, stages, dims)
-    return segments.even_edges(config["dim"], config["segments"])
+        return staged_edges(config["dim"], config["segments"], TIMESTEPS, stages, dims)
+    return even_edges(config["dim"], config["segments"])
 
 
 def trained(results: Path) -> list[dict[str, Any]]:

@@ -134,9 +134,12 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
     records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
     first = next(iter(records.values()))
     params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
+    cut = [record["segments"] for record in records.values() if METHODS[record["method"]].segment]
     lines = [
-        f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, {first['segments']} segments, "
-        f"images of {first['image_size']}x{first['image_size']}, {params['steps']} steps of {params['batch_size']}.",
+        f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, "
+        + (f"{cut[0]} segments, " if cut else "")  # what a method does not use its record may have of an older edit
+        + f"images of {first['image_size']}x{first['image_size']}"
+        + (f", {params['steps']} steps of {params['batch_size']}." if "steps" in params else "."),
     ]
     if "diffusion_weight" in params:  # a method records the weights of the terms that it has
         lines.append(

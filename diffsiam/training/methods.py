@@ -39,9 +39,13 @@ class Method:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Leaves of params.yaml that belong to terms of the loss that the method does not have."""
-        keys = ["diffusion_weight", "time_input", "diti", "decoder_optimizer"] * (not self.diffusion)
-        return tuple(f"representation.{key}" for key in keys + ["ssl_weight", "views"] * (not self.ssl))
+        """Keys of representation in params.yaml that the method's weights do not depend on: a warning's threshold, and
+        what belongs to terms of the loss, segments or a training that the method does not have."""
+        keys = ["collapse_below"] + ["diffusion_weight", "decoder_optimizer"] * (not self.diffusion)
+        keys += ["ssl_weight", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
+        keys += ["time_input"] * (self.segment != "extra_steps") + ["diti"] * (self.segment != "timestep")
+        keys += ["steps", "optimizer", "grad_clip", "ema_decay", "snapshots"] * (not self.trained)
+        return tuple(f"representation.{key}" for key in keys)
 
 
 METHODS = {

@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsiam import runtime
-from diffsiam.params import COMPUTE, Runtime
+from diffsiam.params import Runtime
 from diffsiam.training import loop
 
 if TYPE_CHECKING:
     import torch
 
+_COMPUTE = (
+    "device",
+    "precision",
+    "threads",
+    "deterministic",
+    "compile",
+    "graph",
+)  # keys of runtime that bits depend on
+
 
 def identity(data: Path, *, rt: Runtime, device: torch.device, **parts: Any) -> dict[str, Any]:
     """What a training depends on: its parameters, the images and the arithmetic. A captured step rounds differently
     from an eager one, so ``graph`` says what is done on ``device``."""
-    compute = {name: value for name, value in dataclasses.asdict(rt).items() if name in COMPUTE}
+    compute = {name: value for name, value in dataclasses.asdict(rt).items() if name in _COMPUTE}
     compute["graph"] = runtime.use_graph(rt, device)
     checksums = runtime.read_json(data / "meta.json")["sha256"]
     return {**parts, "runtime": compute, "images": checksums["images_train.npy"]}

@@ -16,6 +16,8 @@ from dvc.repo import Repo
 from dvc.stage import Stage
 
 from diffsiam import digest
+from diffsiam.data.fingerprint import MEMORY
+from diffsiam.stages import share
 from tests.dvc.clones import Clone, closure
 
 JOBS = Path(__file__).parent / "jobs.py"
@@ -27,7 +29,7 @@ LISTS = {"dataset": "transfer", "seed": "seeds", "method": "methods"}  # wildcar
 def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     """Several of everything that params.yaml lists."""
     clone = fresh.clone(tmp_path / "repo")
-    clone.edit("methods", ["simsiam", "diffsiam_hier"])
+    clone.edit("methods", ["simsiam", "diti", "diffsiam_hier"])
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
@@ -112,6 +114,14 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     """Outs, deps and params: what the jobs of a stage ask for, and what the stage has."""
     outputs = {file for job in jobs for file in job["output"]}
     inputs = {file for job in jobs for file in job["input"]} - outputs
+    # What the planning process remembers of sources, which DVC sees as files.
+    inputs |= {
+        f"{MEMORY}/{job['rule']}/{next(iter(job['wildcards'].values()))}.json"
+        for job in jobs
+        if "seen" in job["params"]
+    }
+    if not jobs:  # the stage that only looks at the sources
+        outputs.add(f"{MEMORY}/data")
     outs = {out.def_path for out in stage.outs}
     deps = {str(Path(dep.fs_path).relative_to(root)) for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     names = {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}
@@ -122,6 +132,8 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
 
     params = yaml.safe_load((root / "params.yaml").read_text())
     own = {leaf for job in jobs for leaf in leaves(json.loads(job["params"].get("own", "{}")))}
+    if any(job["rule"] == "diffusion" for job in jobs):  # by diffusion.source, which DVC does not look at
+        own |= set().union(*(leaves(share(params, source, "")) for source in ("pretrain", "fetch")))
     values = {(key, value) for job in jobs for key, value in job["wildcards"].items()}
     lists = {LISTS[key] for key, value in values if key in LISTS and value not in "/".join(outs).split("/")}
     if any(key == "dataset" and value not in params["transfer"] for key, value in values):

@@ -12,6 +12,7 @@ import torch
 from diffsiam import params, runtime
 from diffsiam.errors import UserError
 from diffsiam.generation import model as guided
+from diffsiam.models.segments import even_edges
 from diffsiam.models.unet import WEIGHTS
 from diffsiam.training.methods import METHODS
 from diffsiam.training.representation import method_edges
@@ -90,6 +91,19 @@ def test_a_trained_folder_is_read_with_its_averaged_weights(tmp_path: Path) -> N
     tiny_guided.results(tmp_path, "diti")
     folder = results / "representation" / "sprites" / "diti" / "seed0"
     assert guided.load(folder, results / "diffusion" / "sprites", tiny_guided.settings(), "cpu").mask_by_step
+
+
+def test_z_is_cut_as_the_params_say_where_the_method_was_trained_without_segments(tmp_path: Path) -> None:
+    for method, n in (("pdae", 2), ("diffsiam_hier", 4)):
+        results = tiny_guided.results(tmp_path / method, method)
+        folders = results / "representation" / "sprites" / method / "seed0", results / "diffusion" / "sprites"
+        got = guided.load(*folders, tiny_guided.settings(), "cpu", segments=2)
+        assert torch.equal(got.edges, even_edges(tiny_guided.DIM, n))
+
+
+def test_a_record_without_the_settings_of_another_method_is_read() -> None:
+    config = {"method": "diffsiam_hier", "dim": 16, "segments": 4, "params": {"representation": {}}}
+    assert torch.equal(guided.recorded_edges(config), even_edges(16, 4))
 
 
 @pytest.mark.parametrize("staged", [False, True])

@@ -88,6 +88,32 @@ def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: 
     assert "weighted" not in note("untrained", "simsiam")
 
 
+def test_footnote_takes_the_segments_and_steps_of_methods_that_use_them(tmp_path: Path) -> None:
+    """A record of the others may be older than the last edit of these."""
+    shape = {"encoder_width": 32, "dim": 256, "image_size": 32, "seed": 0}
+    own = {"untrained": {}, "simsiam": {"steps": 1500}, "diffsiam_hier": {"steps": 1500, "diffusion_weight": 1.0}}
+
+    def note(*names: str) -> str:
+        configs = []
+        for segments, name in enumerate(names, 7):
+            record = {
+                "method": name,
+                "segments": segments,
+                "params": {"representation": {"batch_size": 128} | own[name]},
+            }
+            configs.append(tmp_path / f"{name}.json")
+            configs[-1].write_text(json.dumps(shape | record))
+        results = small_results.write(tmp_path / "r", [small_results.linear(n, "DTD", 0, 20.0) for n in names])
+        meta, out = tmp_path / "meta.json", tmp_path / "table4_1.csv"
+        meta.write_text(json.dumps({"dataset": "DTD", "counts": {"train": 10, "test": 10}}))
+        tables.run("4_1", results, [meta], configs, REFERENCE / "thesis_table4_1.csv", out)
+        return out.with_suffix(".md").read_text()
+
+    assert "d = 256, 9 segments, images of 32x32, 1500 steps of 128." in note("untrained", "simsiam", "diffsiam_hier")
+    assert "d = 256, images of 32x32, 1500 steps of 128." in note("untrained", "simsiam")
+    assert "d = 256, images of 32x32. Seeds" in note("untrained")
+
+
 def test_linear_table_of_three_seeds(tmp_path: Path) -> None:
     out = make(tmp_path, "4_1", linear(), SUBSET)
     assert [line for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("|")] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_second_call_finishes_what_a_killed_run_left(project: Clone, slurm: Clus
     project.run("snakemake", "--unlock", LINEAR)
     project.run(*on_cluster(slurm, "--rerun-incomplete", LINEAR))
     assert (project.root / LINEAR).read_bytes() == before
+
+
+def test_a_stop_of_snakemake_alone_cancels_its_training_which_saves_its_state(
+    fresh: Clone, slurm: Cluster, tmp_path: Path
+) -> None:
+    project = copy(fresh, tmp_path / "repo")
+    settings(project, representation={"steps": 100_000})
+    with started(slurm, project, "representation@diffsiam_hier") as run:
+        run.wait_for_training()
+        run.process.terminate()
+        assert run.process.wait(120) != 0
+    job = jobs(slurm, project, "rule_representation")[-1]
+    end = time.monotonic() + 60
+    while (state := jobs(slurm, project, "rule_representation")[-1]["JobState"]) in ("RUNNING", "COMPLETING"):
+        assert time.monotonic() < end, f"{state}\n{run.log()}"
+        time.sleep(0.2)
+    assert state == "CANCELLED"
+    (log,) = (project.root / "results/logs/slurm").rglob(f"{job['JobId']}.log")
+    assert "the state is in" in log.read_text()
 
 
 def test_job_refuses_parameters_that_were_edited_while_it_waited(project: Clone, slurm: Cluster) -> None:

@@ -284,7 +284,7 @@ def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Pat
     assert not (tmp_path / "checkpoint.pt").exists()
     config = runtime.read_json(out / "config.json")
     assert (config["method"], config["seed"], config["dim"], config["image_size"]) == (name, 0, 8, tiny.SIDE)
-    assert config["params"]["representation"]["segments"] == 4
+    assert config["segments"] == 4
     recorded = {f"representation.{key}" for key in config["params"]["representation"]}
     assert recorded.isdisjoint(METHODS[name].unused)
     assert len(recorded) + len(METHODS[name].unused) == len(dataclasses.fields(params.Representation))

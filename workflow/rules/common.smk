@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from diffsiam import digest, params
-from diffsiam.data import sources
+from diffsiam import digest, params, stages
+from diffsiam.data import fingerprint, sources
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS, snapshot_steps
 
@@ -19,13 +19,15 @@ except UserError as e:
     print(e, file=sys.stderr)
     sys.exit(2)
 
+# Files of the checkout, as rules name their inputs: relative, so that records mean the same in every clone.
+HERE = Path(os.path.relpath(workflow.basedir))
 DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
+DATA_ROOT = Path(config["data"]["root"]).expanduser()
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
-# Settings that no result depends on reach the commands through the environment, and so no record; those of
-# `representation` too, for the methods that leave some of them unused.
-os.environ |= {params.VARIABLE: json.dumps(params.select(config, (*params.UNTRACKED, "representation")))}
+# What a rule does not record reaches its command through the environment.
+os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in params.SECTIONS})}
 
 
 wildcard_constraints:
@@ -41,9 +43,42 @@ def own(stage, without=()):
 
     def of_job(wildcards):
         dataset = wildcards.get("pretrain", wildcards.get("dataset", ""))
-        return json.dumps(params.select(params.of(config, dataset), params.STAGE_PARAMS[stage], without))
+        return json.dumps(stages.share(config, stage, dataset, without))
 
     return of_job
+
+
+# Fingerprints are taken once, by the process that plans; what it records travels to the jobs.
+SEEN = {} if workflow.is_main_process else json.loads(os.environ.get("DIFFSIAM_SEEN", "{}"))
+
+
+def seen(source, take):
+    """What the rule that reads ``source`` records of it."""
+    if source not in SEEN:
+        SEEN[source] = fingerprint.recorded(source, take())
+        os.environ |= {"DIFFSIAM_SEEN": json.dumps(SEEN)}
+    return SEEN[source]
+
+
+def data_seen(dataset):
+    row = sources.DATASETS[dataset]
+    files = lambda: fingerprint.take(fingerprint.parts(row, DATA_ROOT), DATA_ROOT)
+    return seen(f"data/{dataset}", (lambda: "embedded") if row.embedded else files)
+
+
+def attributes_seen(dataset):
+    """Of the user's own table, or of the predictor's files."""
+    table = DATA_ROOT / f"{dataset}_attributes.csv"
+    files = [table if table.exists() else DATA_ROOT / "places365"]
+    return seen(f"attributes/{dataset}", lambda: fingerprint.take(files, DATA_ROOT))
+
+
+def diffusion_seen(pretrain):
+    """Of weights that are fetched from this machine."""
+    cfg = params.of(config, pretrain)["diffusion"]
+    place = Path(cfg["fetch"]["location"]).expanduser()
+    fetched = lambda: fingerprint.take([place], place.parent)
+    return seen(f"diffusion/{pretrain}", fetched if cfg["source"] == "fetch" else lambda: "trained here")
 
 
 def every(pattern):

@@ -12,6 +12,7 @@ rule data:
     params:
         own=own("data"),
         code=digest.digest("data"),
+        seen=lambda w: data_seen(w.dataset),
         attributes=lambda w, input: f"--attributes {input.attributes[0]}" if input.attributes else "",
     log:
         "results/logs/data/{dataset}.log",

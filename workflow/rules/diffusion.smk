@@ -8,8 +8,9 @@ rule diffusion:
         training="results/diffusion/{pretrain}/training.json",
         history="results/diffusion/{pretrain}/history.csv",
     params:
-        own=own("diffusion"),
+        own=lambda w: own(params.of(config, w.pretrain)["diffusion"]["source"])(w),
         code=digest.digest("diffusion"),
+        seen=lambda w: diffusion_seen(w.pretrain),
     log:
         "results/logs/diffusion/{pretrain}.log",
     benchmark:

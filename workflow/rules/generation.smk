@@ -12,7 +12,7 @@ for file, needs in KINDS.items():
         output:
             f"{MADE}/{file}",
         params:
-            own=own("generation"),
+            own=own(kind),
             code=digest.digest("generation"),
             kind=kind,
             options=options,
@@ -50,7 +50,7 @@ for dataset, stems in CLASSIFIERS.items():
                 suffix=["safetensors", "json"],
             ),
         params:
-            own=own("probmask"),
+            own=json.dumps(stages.share(config, "probmask", dataset)),
             code=digest.digest("probmask"),
             folder=f"results/probmask/{dataset}/{{method}}/seed{{seed}}",
         log:
@@ -75,7 +75,7 @@ rule pixel_classifier:
         weights=f"{MADE}/classifier.safetensors",
         facts=f"{MADE}/classifier.json",
     params:
-        own=own("generation"),
+        own=own("classifier"),
         code=digest.digest("generation"),
     log:
         "results/logs/generation/{pretrain}/classifier.log",
@@ -97,7 +97,7 @@ rule attributes:
     params:
         own=own("attributes"),
         code=digest.digest("attributes"),
-        data=lambda w: json.dumps(params.select(params.of(config, w.dataset), params.STAGE_PARAMS["data"])),
+        seen=lambda w: attributes_seen(w.dataset),
         names=lambda w: [row["name"] for row in config["probmask"]["attributes"] if row["dataset"] == w.dataset],
     log:
         "results/logs/attributes/{dataset}.log",
@@ -108,7 +108,7 @@ rule attributes:
         gpu_jobs=1,
     shell:
         "diffsiam attributes {wildcards.dataset} --names {params.names:q} --out {output} "
-        "--params {params.data:q} --params {params.own:q} 2>&1 | tee {log}"
+        "--params {params.own:q} 2>&1 | tee {log}"
 
 
 for number, dataset in FIGURES.items():
@@ -128,7 +128,7 @@ for number, dataset in FIGURES.items():
             pdf=f"results/figures/fig{number}.pdf",
             shows=f"results/figures/fig{number}.rst",
         params:
-            own=own("figures"),
+            own=json.dumps(stages.share(config, "figure4_2" if number == "4_2" else "figure", dataset)),
             code=digest.digest("figures"),
             number=number,
             dataset=dataset,

@@ -4,7 +4,7 @@ import hashlib
 
 import snakemake.persistence
 
-from diffsiam import records, runtime
+from diffsiam import records, runtime, stopping
 
 # What the run was planned on. A submitted job reads parameters and code again when it starts, and its results are
 # recorded under those of the plan: it must refuse others. The variable travels with `sbatch`.
@@ -15,10 +15,12 @@ os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [workflow.basedir, os.
 
 
 def made():
-    """Outputs of rules that exist."""
-    patterns = [pattern for rule in workflow.rules for pattern in rule.output]
-    files = (path.as_posix() for path in Path("results").rglob("*") if path.is_file())
-    return [file for file in files if any(pattern.match(file) for pattern in patterns)]
+    """Outputs of jobs that have left some, job by job: those that exist and those that do not."""
+    files = [path.as_posix() for path in Path("results").rglob("*") if path.is_file()]
+    for each in workflow.rules:
+        found = (pattern.match(file) for pattern in each.output for file in files)
+        for wildcards in {tuple(match.groupdict().items()) for match in found if match}:
+            yield [pattern.apply_wildcards(dict(wildcards)) for pattern in each.output]
 
 
 if workflow.is_main_process:
@@ -33,6 +35,13 @@ if workflow.is_main_process:
     except UserError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
+    # Snakemake makes a missing file only where a job reads it that is to run, so as not to train for a lost intermediate.
+    if missing := records.removed(f"results/data/{name}/meta.json" for name in sorted({config["pretrain"], *config["transfer"]})):
+        print(
+            f"Not here any more: {', '.join(missing)}. `dvc pull`, or `snakemake --cores all data_sets`, brings the data sets "
+            "back; where they then differ from before, what is made of them runs again.",
+            file=sys.stderr,
+        )
 
     def seal():
         try:
@@ -48,3 +57,7 @@ elif os.environ.get("DIFFSIAM_PLANNED", PLANNED) != PLANNED:
         file=sys.stderr,
     )
     sys.exit(2)
+
+
+onstart:
+    stopping.pass_on(cancel=not workflow.local_exec)

@@ -4,7 +4,7 @@ rule metrics:
         linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         history=every(f"{ENCODER}/history.csv"),
-        script="workflow/scripts/metrics.py",
+        script=str(HERE / "workflow/scripts/metrics.py"),
     output:
         metrics="results/metrics.json",
         accuracy="results/plots/accuracy.csv",
@@ -16,7 +16,7 @@ rule metrics:
         mem_mb=1000,
         runtime=10,
     shell:
-        "python {input.script} --linear {input.linear} --fewshot {input.fewshot} --history {input.history} "
+        "python {input.script:q} --linear {input.linear} --fewshot {input.fewshot} --history {input.history} "
         "--metrics {output.metrics} --accuracy {output.accuracy} --loss {output.loss} --validation {output.validation} "
         "2>&1 | tee {log}"
 

@@ -7,7 +7,7 @@ from diffsiam import schema
 from diffsiam.errors import UserError
 
 try:
-    for file in [*filter(Path.exists, [Path("params.yaml")]), *workflow.overwrite_configfiles]:
+    for file in [*filter(Path.exists, [Path(PARAMS)]), *workflow.overwrite_configfiles]:
         schema.parse(str(file))
 except UserError as e:
     print(e, file=sys.stderr)

@@ -8,7 +8,7 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             results=every(f"results/{protocol}/{{pretrain}}/{{method}}/seed{{seed}}/{{dataset}}.json"),
             meta=expand(f"{DATA}/meta.json", dataset=config["transfer"]),
             config=every(f"{ENCODER}/config.json"),
-            reference=f"workflow/reference/thesis_table{number}.csv",
+            reference=str(HERE / f"workflow/reference/thesis_table{number}.csv"),
         output:
             csv=report(f"results/table{number}.csv", caption=f"../report/table{number}.rst", category="Tables"),
             md=f"results/table{number}.md",
@@ -24,14 +24,14 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             runtime=10,
         shell:
             "diffsiam table {params.number} --results {input.results} --meta {input.meta} --config {input.config} "
-            "--reference {input.reference} --out {output.csv} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
+            "--reference {input.reference:q} --out {output.csv} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
 
 
 rule summary:
     input:
         linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
-        reference=expand("workflow/reference/thesis_table{number}.csv", number=["4_1", "4_2"]),
+        reference=[str(HERE / f"workflow/reference/thesis_table{number}.csv") for number in ("4_1", "4_2")],
     output:
         md="results/summary.md",
         paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
@@ -47,7 +47,7 @@ rule summary:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam summary --linear {input.linear} --fewshot {input.fewshot} --reference {input.reference} "
+        "diffsiam summary --linear {input.linear} --fewshot {input.fewshot} --reference {input.reference:q} "
         "--pretrain {params.pretrain} --out {output.md} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
 
 
@@ -65,7 +65,7 @@ rule provenance:
     output:
         "results/provenance.md",
     params:
-        own=own("provenance"),
+        own=own("tables"),
         code=digest.digest("provenance"),
     log:
         "results/logs/provenance.log",

@@ -13,7 +13,7 @@ for name, method in METHODS.items():
             config=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/config.json",
             history=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/history.csv",
         params:
-            own=own("representation", method.unused),
+            own=own("representation" if method.trained else "untrained", method.unused),
             code=digest.digest("representation"),
             method=name,
             diffusion="--diffusion results/diffusion/{pretrain}" if method.diffusion else "",

@@ -6,6 +6,17 @@ LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] 
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 
 
+# Takes the fingerprints of all sources that the data sets and the diffusion model are made of, and makes nothing.
+rule sources:
+    params:
+        [data_seen(name) for name in sorted({config["pretrain"], *config["transfer"]})],
+        diffusion_seen(config["pretrain"]),
+
+
+localrules:
+    sources,
+
+
 rule data_sets:
     input:
         expand(LEAVES["data"], dataset=sorted({config["pretrain"], *config["transfer"]})),

@@ -20,7 +20,6 @@ parts=("$folder"/*.tar.xz)
 [ ${#parts[@]} -gt 0 ] || stop "no part in $folder, a file *.tar.xz. The head of $0 says how to make one."
 
 cp "$folder/params.yaml" "$work"
-ln -s "$here/workflow" "$here/profiles" "$work"
 for part in "${parts[@]}"; do
     mkdir -p "$work/part/results"
     # What a part has of its own: its diffusion model, what is computed over its own seeds, pictures.

@@ -1,0 +1,75 @@
+"""How a source looks from outside, so that changed images are noticed without being read.
+
+Snakemake's planning process takes the fingerprints, and the rules that read sources record them; jobs take none. Where
+a source is away, the fingerprint that was seen last stands: a moved or unmounted `data.root` re-runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from diffsiam import runtime
+from diffsiam.data.sources import DataSet
+
+MEMORY = Path("results/sources")  # what was seen last, a file for each source; for git, so that every clone has it
+DOWNLOADED = "downloaded"  # recorded for a source that was not there when its job was planned
+# Files that are one source each, or parts of a network: another content may well have the same size.
+_TIMED = (".tar", ".mdb", ".csv", ".npy", ".safetensors", ".pt", ".pth")
+_LOCKS = ("lock.mdb",)  # touched by every reader
+
+
+def parts(row: DataSet, root: Path) -> list[Path]:
+    """What is there of a data set under ``root``: torchvision's layout where it is whole, own folders, a tar."""
+    published = [part for archive in row.archives for part in archive.parts(root)]
+    whole = published if all(map(os.path.exists, published)) else []
+    return [part for part in (*whole, root / row.name, root / f"{row.name}.tar") if os.path.exists(part)]
+
+
+def take(paths: Iterable[Path], folder: Path) -> str | None:
+    """16 hexadecimal digits of the names, relative to ``folder``, and the sizes of all files in ``paths``; of tars,
+    LMDBs, tables and weights also their times, in seconds. None where there is no file. Hidden names are left out.
+    """
+    lines = []
+    for path in sorted({file for part in paths for file in _files(part)}):
+        stat = path.stat()
+        time = f" {int(stat.st_mtime)}" if path.suffix in _TIMED else ""
+        lines.append(f"{os.path.relpath(path, folder)} {stat.st_size}{time}")
+    text = "\n".join(lines).encode(errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16] if lines else None
+
+
+def _files(part: Path) -> Iterator[Path]:
+    if os.path.isfile(part):
+        yield part
+    walked: set[str] = set()
+    for folder, folders, files in os.walk(part, followlinks=True):
+        walked.add(os.path.realpath(folder))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in walked
+        ]
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith(".") and name not in _LOCKS and os.path.isfile(path):
+                yield path
+
+
+def recorded(source: str, now: str | None) -> str:
+    """What a rule records of ``source``, whose fingerprint is ``now``, None where it is away.
+
+    That is the fingerprint itself; the last one while the source is away; and `DOWNLOADED` for as long as the source is
+    what was fetched by a job that was planned without it.
+    """
+    memory = MEMORY / f"{source}.json"
+    known = runtime.read_json(memory) if memory.exists() else {}
+    entry = dict(known)
+    if now is not None and known.get("seen", now) is None:
+        entry[DOWNLOADED] = now
+    entry["seen"] = known.get("seen") if now is None else now
+    if entry != known:
+        runtime.write_json(memory, entry)
+    return DOWNLOADED if entry["seen"] == entry.get(DOWNLOADED) else entry["seen"]

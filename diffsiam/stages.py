@@ -1,0 +1,68 @@
+"""What the results of each kind of job depend on: the leaves of params.yaml that its code reads.
+
+A rule records its row, so an edit of a leaf re-runs the rules whose rows have it, what follows them, and nothing else.
+Tests compare the rows with what the code reads, and every leaf with what an edit of it plans.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffsiam import params
+
+_DEVICE = ("runtime.device", "runtime.threads", "runtime.deterministic")
+_CAPTURED = (*_DEVICE, "runtime.graph")
+_TRAINING = (*_CAPTURED, "runtime.precision", "runtime.compile")
+_SAMPLING = tuple(
+    f"generation.{name}" for name in ("steps", "solver", "inversion", "guidance", "clip", "batch_size", "pairs.seed")
+)
+_SHOWN = ("generation.pairs.count", "generation.pairs.indices")
+# The ranges are of the trained segments; of a method that has none (PDAE), of as many.
+_RANGES = ("generation.ranges", "representation.segments")
+_EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
+
+# Trainings of representations depend on their row less `Method.unused`.
+PARAMS: dict[str, tuple[str, ...]] = {
+    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
+    "attributes": _DEVICE,
+    # The diffusion model, by `diffusion.source`:
+    "pretrain": (
+        *(f"diffusion.{name}" for name in ("source", "unet", "steps", "batch_size", "learning_rate", "grad_clip")),
+        *("diffusion.ema_decay", "diffusion.flip", "diffusion.seed", *_TRAINING),
+    ),
+    "fetch": ("diffusion.source", "diffusion.fetch"),
+    "representation": ("representation", *_TRAINING),
+    "untrained": ("representation", *_DEVICE),
+    "features": ("features", *_DEVICE),
+    "linear": ("linear",),
+    "fewshot": ("fewshot",),
+    "probmask": ("probmask", *_DEVICE),
+    "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
+    "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
+    "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
+    "numbers": (*_SAMPLING, *_RANGES, "generation.manipulation_scales", "generation.measured", *_CAPTURED),
+    "classifier": ("generation.classifier", *_CAPTURED),
+    "figure": (),
+    "figure4_2": ("figures.early_middle_late",),
+    "tables": _EXPERIMENT,
+}
+# Leaves that decide which jobs there are and what they are given: what is missing is made.
+JOBS = (*_EXPERIMENT, "generation.methods", "figures.method", "figures.datasets", "overrides")
+# Leaves that no result depends on.
+UNTRACKED = ("data.root", "representation.collapse_below", "runtime.checkpoint_minutes", "runtime.tensorboard")
+
+
+def share(raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of lists with
+    a row for each of several data sets the rows of this one."""
+    selected = params.select(params.of(raw, dataset), PARAMS[stage], without)
+    return {
+        name: {key: _rows(value, dataset) for key, value in part.items()} if isinstance(part, dict) else part
+        for name, part in selected.items()
+    }
+
+
+def _rows(value: Any, dataset: str) -> Any:
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        return [row for row in value if row["dataset"] == dataset]
+    return value
