@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffsiam import runtime
+from diffsiam.data import places
 from diffsiam.data.sources import DataSet
+from diffsiam.errors import UserError
 
 MEMORY = Path("results/sources")  # what was seen last, a file for each source; for git, so that every clone has it
 DOWNLOADED = "downloaded"  # recorded for a source that was not there when its job was planned
@@ -22,10 +24,13 @@ _LOCKS = ("lock.mdb",)  # touched by every reader
 
 
 def parts(row: DataSet, root: Path) -> list[Path]:
-    """What is there of a data set under ``root``: torchvision's layout where it is whole, own folders, a tar."""
-    published = [part for archive in row.archives for part in archive.parts(root)]
-    whole = published if all(map(os.path.exists, published)) else []
-    return [part for part in (*whole, root / row.name, root / f"{row.name}.tar") if os.path.exists(part)]
+    """What is there of a data set under ``root``. What its job will refuse is part of it, so that the job runs and says
+    so."""
+    try:
+        return list(places.locate(row, root).parts)
+    except UserError:
+        published = [part for archive in row.archives for part in archive.parts(root)]
+        return [part for part in (*published, root / row.name, root / f"{row.name}.tar") if os.path.exists(part)]
 
 
 def take(paths: Iterable[Path], folder: Path) -> str | None:
