@@ -18,6 +18,8 @@ import markdown
 import pytest
 import yaml
 
+from diffsiam.data.sources import DATASETS
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -80,6 +82,22 @@ def test_a_broken_link_would_be_found(link: str) -> None:
 
 def test_a_link_in_code_is_no_link() -> None:
     assert broken(DOCS / "index.md", "`[this](gone.md)`\n\n```text\n[that](gone.md)\n```") == []
+
+
+def test_every_make_target_that_a_page_or_the_public_ci_names_exists() -> None:
+    code = [span for page in PAGES for span in re.findall(r"<code[^>]*>(.*?)</code>", rendered(page.read_text()), re.S)]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    code += [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    named = {word for text in code for words in re.findall(r"^make ([a-z -]+)", text, re.M) for word in words.split()}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert named >= {"table", "test", "test-fast", "lint", "docs", "merge"}
+    assert named - targets == set()
+
+
+def test_every_data_set_has_its_terms() -> None:
+    terms = (DOCS / "data.md").read_text().partition("\n## Terms\n")[2]
+    first = [line.split("|")[1] for line in terms.splitlines() if line.startswith("| ")]
+    assert set(DATASETS) <= {name.strip() for cell in first for name in cell.split(",")}
 
 
 def navigation(entry: Any) -> Iterator[str]:
