@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS := .venv/.docs
 
-.PHONY: table test test-fast lint bench restore merge
+.PHONY: table test test-fast lint docs bench restore merge
 .DEFAULT_GOAL := table
 
 $(READY): requirements.lock pyproject.toml
@@ -29,6 +30,13 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
+
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS)  ## the site of these pages, into site/; a broken link fails
+	$(BIN)/mkdocs build
 
 bench: $(READY)  ## speed as ratios, into results/benchmarks.csv; of a GPU, where there is one, into docs/measured/gpu
 	$(BIN)/python -m tests.benchmarks.run

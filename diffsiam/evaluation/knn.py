@@ -16,7 +16,10 @@ def predict(
     one with the nearest image.
 
     Args:
-        train, test: (N, d) and (M, d); labels: (N,).
+        train: features (N, d).
+        labels: theirs, (N,).
+        test: features (M, d).
+        k: how many vote; all where there are fewer.
     Returns:
         (M,) labels.
     """

@@ -44,7 +44,13 @@ def run(
     and versions.
 
     Args:
-        encoder, weights, image_size, options: see `external.load`.
+        encoder: as ``weights``, ``image_size`` and ``options``, see `external.load`.
+        datasets: names of labelled data sets.
+        cfg: the protocols' parameters.
+        out: folder of everything that is written.
+        weights: see ``encoder``.
+        image_size: see ``encoder``.
+        options: see ``encoder``.
         seed: for the record.
     Returns:
         Why, for each (data set, protocol) that was refused; (data set, "data") for one without features.

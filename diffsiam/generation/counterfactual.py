@@ -19,7 +19,9 @@ def counterfactual(
     """Algorithm 2 on every range of segments, at every scale.
 
     Args:
-        source, target: (z, x_T) of N images, from `Guided.latents`.
+        model: the trained networks.
+        source: (z, x_T) of N images, from `Guided.latents`.
+        target: those of the N images that they are drawn towards.
         ranges: R half-open ranges of segments, counted from 0: (0, 8) is z_1 .. z_8.
         scales: (S,) in [0, 1]; 0 is the source's reconstruction.
     Returns:
