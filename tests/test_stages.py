@@ -23,7 +23,7 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
     "representation": MICRO["representation"]
     | {
         "optimizer": {"name": "sgd"},
-        "decoder_optimizer": {"name": "sgd"},
+        "decoder_optimizer": {"name": "sgd", "learning_rate": 1e-5},  # it shall not diverge
         "diti": {"stages": [500, 1000], "dims_per_stage": [8, 24]},
     },
     "runtime": MICRO["runtime"] | {"precision": "fp32"},
@@ -41,7 +41,7 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
 # Leaves that are read on the way, for every method or kind of picture alike, and that the results of some do not depend
 # on: of trainings, edits of them are tried below.
 IDLE = {name: method.unused for name, method in METHODS.items()}
-IDLE["untrained"] += ("runtime.precision", "runtime.compile")
+IDLE["untrained"] += ("runtime.precision", "runtime.compile", "runtime.graph")
 IDLE |= dict.fromkeys(["denoise", "manipulation", "classifier"], ("representation.segments",))
 
 
@@ -182,7 +182,7 @@ EDITS = {
     "representation.diti": {"stages": [500, 1000], "dims_per_stage": [16, 16]},
     "representation.steps": 2,
     "representation.optimizer": {"learning_rate": 0.5, "weight_decay": 0.5, "momentum": 0.5},
-    "representation.decoder_optimizer": {"learning_rate": 0.5, "weight_decay": 0.5, "momentum": 0.5},
+    "representation.decoder_optimizer": {"learning_rate": 1e-3, "weight_decay": 0.5, "momentum": 0.5},
     "representation.grad_clip": 1e-3,
     "representation.ema_decay": 0.0,
     "representation.views": {"flip": 1.0, "crop_scale": [0.9, 1.0]},
