@@ -173,6 +173,15 @@ def test_each_image_has_its_own_order_of_the_colour_operations_all_equally_often
     assert scipy.stats.chisquare(counts.numpy()).pvalue > 0.005
 
 
+def test_rounds_of_all_operations_jitter_as_the_groups_of_each_do() -> None:
+    """Accelerators without Triton take the first, CPUs the second."""
+    x, drawn = images(40, 16), augment.draw(40, 16, VIEWS, generator(8))
+    got = colour._by_rounds(x, drawn.jitter, drawn.order)
+    nothing = torch.zeros_like(drawn.grey)
+    assert torch.allclose(got, colour.jitter(x, drawn.jitter, drawn.order, nothing), atol=1e-6)
+    assert not torch.allclose(got, x, atol=0.1)
+
+
 def test_blur_begins_at_the_asked_side() -> None:
     assert augment.draw(4, 63, VIEWS, generator()).sigma is None
     assert augment.draw(4, 64, VIEWS, generator()).sigma is not None

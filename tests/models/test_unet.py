@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from tiny_unets import SIDE, STEPS, noisy_images, unet
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from diffsiam import params
 from diffsiam.errors import UserError
@@ -49,6 +51,19 @@ def test_noise_is_float32_under_bf16() -> None:
         got = DiffusionModel(net).predict_noise(noisy_images(), STEPS)
     assert got.dtype == torch.float32
     assert torch.allclose(got, net(noisy_images(), STEPS - 1).sample, atol=0.1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_weights_held_in_bf16_give_the_bits_that_autocast_alone_gives(layout: str) -> None:
+    alone, held = DiffusionModel(unet(layout)), DiffusionModel(unet(layout)).hold(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = (tree_leaves(model(noisy_images(), STEPS)) for model in (alone, held))
+    for a, b in zip(expected, got, strict=True):
+        assert torch.equal(a, b)
+    kinds = {type(m): p.dtype for m in held.modules() for p in m.parameters(recurse=False)}
+    assert kinds == {nn.Conv2d: torch.bfloat16, nn.Linear: torch.bfloat16, nn.GroupNorm: torch.float32}
+    assert not torch.equal(got[-1], alone(noisy_images(), STEPS)[1])  # autocast did something
 
 
 def test_created_network_has_hos_layout_and_the_asked_widths() -> None:

@@ -116,6 +116,45 @@ def test_a_step_on_buffers_that_are_filled_anew_is_the_plain_step_in_float64(
         assert torch.allclose(value.double(), other.double(), rtol=1e-9, atol=1e-10), key
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_that_are_converted_at_once_train_to_the_bits_of_autocast(name: str) -> None:
+    cfg, method, cpu = tiny.section(params.Representation, encoder_width=2), METHODS[name], torch.device("cpu")
+    dm = tiny.diffusion_model() if method.diffusion else None
+    torch.manual_seed(1)
+    learner = representation.Learner(method, cfg, tiny.SIDE, dm).train()
+    if learner.decoder is not None:
+        nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
+    plain, batch = copy.deepcopy(learner), representation.make_batch(method, cfg, dm, cpu)
+    images = torch.from_numpy(tiny.images())
+    given, same = (Inputs(images, COUNT, 0, cpu, purposes=tiny.PURPOSES) for _ in range(2))
+    optimizers, theirs = (representation.make_optimizers(module, cfg) for module in (learner, plain))
+    step = Step(learner, learner, batch, given, optimizers, {}, ema_decay=EMA, grad_clip=0.1, dtype=torch.bfloat16)
+    layers = [m for m in learner.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {id(p) for p in step.converted.values()} == {id(p) for layer in layers for p in layer.parameters()}
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(STEPS):
+        step.load(i)
+        step.run()
+        same.load(i)
+        for scheduled in theirs:
+            scheduled.optimizer.zero_grad()
+            for group in scheduled.optimizer.param_groups:
+                group["lr"] = torch.tensor(scheduled.rate(i))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                drawn = batch(same)
+            loss = plain(drawn)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        for scheduled in theirs:
+            scheduled.optimizer.step()
+        total += loss.detach()
+        assert step.sums is not None
+        assert step.sums[step.names.index("loss")] == total
+    for (key, value), (_, other) in zip(learner.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert torch.equal(value, other), key
+
+
 def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
     inputs = Inputs(torch.from_numpy(tiny.images()), 4, 7, torch.device("cpu"), purposes=["view1"])
     for step in (3, 0, 3):
