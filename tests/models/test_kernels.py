@@ -19,7 +19,7 @@ from diffsiam.models import batch_norm, bias, group_norm
 
 def reference(x, added, a, b, groups, silu):
     h = x if added is None else x + added[:, :, None, None]
-    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 1e-5) + b[:, :, None, None]
+    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 0.1) + b[:, :, None, None]
     return functional.silu(h) if silu else h
 
 torch.manual_seed(0)
@@ -33,7 +33,7 @@ for n, channels, side, groups in [(2, 12, 5, 4), (1, 24, 3, 1), (2, 96, 8, 8), (
             ours = [t.float().requires_grad_() for t in (x, *rows)]
             y = reference(exact[0], exact[1] if has else None, *exact[2:], groups, silu)
             got = group_norm._normalized(
-                ours[0], ours[1] if has else None, *ours[2:], groups, 1e-5, silu, torch.float32)[0]
+                ours[0], ours[1] if has else None, *ours[2:], groups, 0.1, silu, torch.float32)[0]
             dy = torch.randn_like(y)
             y.backward(dy)
             got.backward(dy.float())
@@ -48,7 +48,7 @@ for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
         for relu in (False, True):
             x = torch.randn(n, channels, side, side, dtype=torch.float64) * 2 + 1
             other = torch.randn_like(x)
-            exact, ours = nn.BatchNorm2d(channels).double(), nn.BatchNorm2d(channels)
+            exact, ours = (nn.BatchNorm2d(channels, 0.1, 0.3).to(kind) for kind in (torch.float64, torch.float32))
             for _ in range(2):  # running statistics move twice
                 with torch.no_grad():
                     for p, q in zip(exact.parameters(), ours.parameters()):
@@ -114,7 +114,7 @@ count = 0
 changes = [{}, {"out_channels": 12}, {"up": True}, {"down": True}, {"out_channels": 16, "output_scale_factor": 2.0}]
 for change in changes:
     for kind in ("default", "scale_shift"):
-        own = ResnetBlock2D(in_channels=8, temb_channels=6, groups=4, time_embedding_norm=kind, **change)
+        own = ResnetBlock2D(in_channels=8, temb_channels=6, groups=4, eps=0.1, time_embedding_norm=kind, **change)
         with torch.no_grad():
             for p in own.parameters():
                 p.add_(0.3 * torch.randn(p.shape))
