@@ -527,6 +527,17 @@ def test_progress_in_a_log_speaks_at_its_interval(capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().err.splitlines()) == 5
 
 
+def test_the_rate_is_that_of_this_run_and_what_is_left_follows_from_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 5.0
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now)
+    progress = runtime.Progress(100, "x", "steps", start=40, interval=0)
+    now = 15.0
+    progress.update(20)
+    assert capsys.readouterr().err == "x: 60/100 steps, 2.0 steps/s, 0:00:20 left\n"
+
+
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = runtime.Progress(2, "x", "steps", interval=0, quiet=True)
     progress.update(2)
