@@ -54,8 +54,8 @@ def test_named_draws_leave_the_global_generators_alone() -> None:
 def test_device_and_threads_follow_the_params() -> None:
     before = torch.get_num_threads()
     try:
-        assert runtime.select_device(dataclasses.replace(CPU, threads=1)).type == "cpu"
-        assert torch.get_num_threads() == 1
+        assert runtime.select_device(dataclasses.replace(CPU, threads=before + 1)).type == "cpu"
+        assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
 
@@ -64,6 +64,20 @@ def test_float32_is_float32_in_a_gpus_convolutions_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     runtime.select_device(dataclasses.replace(CPU, threads=torch.get_num_threads()))
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_a_deterministic_run_gives_up_the_fastest_algorithms(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cfg = dataclasses.replace(CPU, threads=torch.get_num_threads(), deterministic=deterministic)
+    runtime.select_device(cfg)
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert asked == [True] * deterministic
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
         assert torch.equal(got, torch.rand(5, generator=runtime.generator(7, "view1", step)))
 
 
-def test_images_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() -> None:
+def test_images_and_labels_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() -> None:
     from diffsiam.training.inputs import step_indices
 
     class Read:
@@ -178,15 +178,17 @@ def test_images_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() 
             return torch.from_numpy(tiny.images())[index]
 
     rows = slice(1, 5)
+    labels = torch.randn(tiny.IMAGES, 2)
     both = [
-        Inputs(images, 6, 2, torch.device("cpu"), rows=rows)  # type: ignore[arg-type]
+        Inputs(images, 6, 2, torch.device("cpu"), labels=labels, rows=rows)  # type: ignore[arg-type]
         for images in (torch.from_numpy(tiny.images()), Read())
     ]
     for step in (0, 1, 2, 9, 3):  # one after the other, and after a resume
-        expected = tiny.images()[step_indices(tiny.IMAGES, 6, 2, step)[rows]]
+        chosen = step_indices(tiny.IMAGES, 6, 2, step)[rows]
         for inputs in both:
             inputs.load(step)
-            assert (inputs.images().numpy() == expected).all()
+            assert (inputs.images().numpy() == tiny.images()[chosen]).all()
+            assert torch.equal(inputs.labels(), labels[chosen])
 
 
 def test_views_of_two_generators_are_those_of_each_one_after_the_other() -> None:
