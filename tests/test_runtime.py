@@ -30,6 +30,9 @@ def test_a_seed_is_the_start_of_a_hash_of_the_draws_name() -> None:
     expected = int(hashlib.sha256(b"3/noise/17").hexdigest()[:16], 16) // 2
     assert runtime.derive_seed(3, "noise", 17) == expected
     assert 0 <= expected < 2**63
+    assert runtime.rng(3, "noise", 17).random() == np.random.Generator(np.random.Philox(expected)).random()
+    ours = torch.rand(2, generator=runtime.generator(3, "noise", 17))
+    assert torch.equal(ours, torch.rand(2, generator=torch.Generator().manual_seed(expected)))
 
 
 def test_generators_repeat_for_the_same_name_and_differ_for_any_other() -> None:
@@ -78,6 +81,15 @@ def test_only_a_deterministic_run_gives_up_the_fastest_algorithms(
     runtime.select_device(cfg)
     assert torch.backends.cudnn.benchmark is not deterministic
     assert asked == [True] * deterministic
+
+
+@pytest.mark.parametrize(
+    ("graph", "device", "expected"),
+    [("auto", "cuda", True), ("auto", "cpu", False), (True, "cuda", True), (False, "cuda", False)],
+)
+def test_steps_are_captured_on_a_gpu_unless_the_params_say_no(graph: bool | str, device: str, expected: bool) -> None:
+    cfg = dataclasses.replace(CPU, graph=graph)
+    assert runtime.use_graph(cfg, torch.device(device)) is expected
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
