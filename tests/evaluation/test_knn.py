@@ -25,6 +25,7 @@ def test_of_tied_classes_the_one_with_the_nearest_image_wins():
     test = np.array([[1.0, 0.0]], np.float32)
     assert knn.predict(train, np.array([2, 1, 1, 2]), test, k=4) == [2]
     assert knn.predict(train, np.array([1, 2, 2, 1]), test, k=4) == [1]
+    assert knn.predict(train[::-1], np.array([2, 2, 1, 1]), test, k=4) == [1]  # it may be the last
     assert knn.predict(train, np.array([1, 2, 2, 2]), test, k=4) == [2]
     assert knn.predict(train, np.array([1, 2, 2, 2]), test, k=1) == [1]
 
