@@ -155,6 +155,33 @@ def test_weights_that_are_converted_at_once_train_to_the_bits_of_autocast(name: 
         assert torch.equal(value, other), key
 
 
+class Drops(nn.Module):
+    """Its loss tells which of 64 numbers were dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.dropout = nn.Parameter(torch.ones(64)), nn.Dropout(0.5)
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.dropout(self.weight) * torch.arange(64).square()).sum()}
+
+
+def test_dropout_is_drawn_by_seed_step_and_rows_alone() -> None:
+    def loss(seed: int, number: int, first: int) -> float:
+        torch.rand(3)  # somebody else's draw
+        module, images = Drops(), torch.zeros(4, 1, 1, 3, dtype=torch.uint8)
+        inputs = Inputs(images, 4, seed, torch.device("cpu"), rows=slice(first, 4))
+        step = Step(module, module, Inputs.images, inputs, [], {}, ema_decay=0, grad_clip=None, dtype=torch.float32)
+        step.load(number)
+        step.run()
+        assert step.sums is not None
+        return step.sums.item()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 2)]
+    assert len({loss(*place) for place in places}) == len(places)
+    assert [loss(*place) for place in places] == [loss(*place) for place in places]
+
+
 def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
     inputs = Inputs(torch.from_numpy(tiny.images()), 4, 7, torch.device("cpu"), purposes=["view1"])
     for step in (3, 0, 3):
