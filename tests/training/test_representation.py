@@ -238,7 +238,7 @@ def test_a_step_draws_anew_and_the_same_step_draws_the_same() -> None:
 
 # -------------------------------------------------------------------------------------------------- optimisers
 def test_encoder_and_heads_have_one_optimiser_and_the_decoder_another() -> None:
-    cfg = settings()
+    cfg = settings(decoder_optimizer={"weight_decay": 0.25})
     learner, _ = make("diffsiam_hier", cfg)
     first, second = representation.make_optimizers(learner, cfg)
     assert learner.heads is not None
@@ -253,6 +253,7 @@ def test_encoder_and_heads_have_one_optimiser_and_the_decoder_another() -> None:
     assert type(second.optimizer) is torch.optim.Adam
     group = first.optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
+    assert second.optimizer.param_groups[0]["weight_decay"] == 0.25
 
 
 def test_learning_rate_is_half_a_cosine_to_zero_or_constant() -> None:
