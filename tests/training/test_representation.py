@@ -148,7 +148,11 @@ def test_simsiam_term_is_equation_3_9_of_two_different_views(name: str) -> None:
         (p / p.norm(dim=1, keepdim=True) * f / f.norm(dim=1, keepdim=True)).sum(1) for p, f in [(p1, f2), (p2, f1)]
     ]
     literal = -(cosines[0] + cosines[1]).mean() / 2
-    assert learner(batch)["ssl"].item() == pytest.approx(literal.item(), abs=1e-5)
+    parts = learner(batch)
+    assert parts["ssl"].item() == pytest.approx(literal.item(), abs=1e-5)
+    units = f1 / f1.norm(dim=1, keepdim=True)
+    around = (units - units.mean(0)).square().sum(0) / (len(units) - 1)
+    assert parts["projection_spread"].item() == pytest.approx(float(around.sqrt().mean()) * math.sqrt(32), abs=1e-5)
     assert not torch.allclose(batch["view1"], batch["view2"])
     assert not torch.allclose(batch["view1"], batch["x0"])
 
