@@ -116,6 +116,12 @@ def test_batch_order_is_a_new_permutation_each_epoch():
     assert abs(order[:, 0].mean() - 12) < 3
 
 
+def test_the_order_is_drawn_anew_for_every_number_of_shots_data_set_and_episode():
+    drawn = [("clusters", 5, 3), ("clusters", 6, 3), ("others", 5, 3), ("clusters", 5, 4)]
+    keys = {int(fewshot._order_keys(PROTOCOL, dataset, shots)[episode]) for dataset, shots, episode in drawn}
+    assert len(keys) == 4
+
+
 def test_episodes_are_disjoint_nested_and_of_the_drawn_classes():
     _, labels = clusters()
     drawn = fewshot.episodes(labels, PROTOCOL, "clusters")
