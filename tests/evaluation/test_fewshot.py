@@ -80,6 +80,8 @@ def test_every_prediction_of_200_episodes_equals_the_torch_loop_at_512_dimension
         {"dampening": 0.0},
         {"dampening": 1.0},
         {"weight_decay": 0.0, "learning_rate": 0.1},
+        {"weight_decay": 2.0, "dampening": 0.5},
+        {"weight_decay": 9.0},
         {"ways": 7, "shots": (3, 11), "batch_size": 9},
     ],
     ids=str,
