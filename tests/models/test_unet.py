@@ -33,6 +33,14 @@ def test_predict_noise_is_diffusers_own_forward_at_the_index_before_the_step(lay
     assert not torch.allclose(net(x, STEPS).sample, own, atol=1e-5)  # the index matters
 
 
+@pytest.mark.parametrize("change", [{"attention_head_dim": 4}, {"mid_block_scale_factor": 2.0}], ids=str)
+@torch.no_grad()
+def test_several_heads_and_a_scale_of_the_middle_block_are_diffusers_own(change: dict[str, float]) -> None:
+    net = unet("ho", **change)
+    own = net(noisy_images(), STEPS - 1).sample
+    assert torch.allclose(DiffusionModel(net).predict_noise(noisy_images(), STEPS), own, atol=1e-5)
+
+
 @torch.no_grad()
 def test_predict_x0_takes_the_noise_out_at_the_level_that_is_named() -> None:
     net, x = unet("ho"), noisy_images()
