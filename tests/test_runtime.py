@@ -30,6 +30,9 @@ def test_a_seed_is_the_start_of_a_hash_of_the_draws_name() -> None:
     expected = int(hashlib.sha256(b"3/noise/17").hexdigest()[:16], 16) // 2
     assert runtime.derive_seed(3, "noise", 17) == expected
     assert 0 <= expected < 2**63
+    assert runtime.rng(3, "noise", 17).random() == np.random.Generator(np.random.Philox(expected)).random()
+    ours = torch.rand(2, generator=runtime.generator(3, "noise", 17))
+    assert torch.equal(ours, torch.rand(2, generator=torch.Generator().manual_seed(expected)))
 
 
 def test_generators_repeat_for_the_same_name_and_differ_for_any_other() -> None:
@@ -54,8 +57,8 @@ def test_named_draws_leave_the_global_generators_alone() -> None:
 def test_device_and_threads_follow_the_params() -> None:
     before = torch.get_num_threads()
     try:
-        assert runtime.select_device(dataclasses.replace(CPU, threads=1)).type == "cpu"
-        assert torch.get_num_threads() == 1
+        assert runtime.select_device(dataclasses.replace(CPU, threads=before + 1)).type == "cpu"
+        assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
 
@@ -64,6 +67,29 @@ def test_float32_is_float32_in_a_gpus_convolutions_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     runtime.select_device(dataclasses.replace(CPU, threads=torch.get_num_threads()))
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_only_a_deterministic_run_gives_up_the_fastest_algorithms(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cfg = dataclasses.replace(CPU, threads=torch.get_num_threads(), deterministic=deterministic)
+    runtime.select_device(cfg)
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert asked == [True] * deterministic
+
+
+@pytest.mark.parametrize(
+    ("graph", "device", "expected"),
+    [("auto", "cuda", True), ("auto", "cpu", False), (True, "cuda", True), (False, "cuda", False)],
+)
+def test_steps_are_captured_on_a_gpu_unless_the_params_say_no(graph: bool | str, device: str, expected: bool) -> None:
+    cfg = dataclasses.replace(CPU, graph=graph)
+    assert runtime.use_graph(cfg, torch.device(device)) is expected
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,6 +551,17 @@ def test_progress_in_a_log_speaks_at_its_interval(capsys: pytest.CaptureFixture[
     for _ in range(5):
         progress.update()
     assert len(capsys.readouterr().err.splitlines()) == 5
+
+
+def test_the_rate_is_that_of_this_run_and_what_is_left_follows_from_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 5.0
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now)
+    progress = runtime.Progress(100, "x", "steps", start=40, interval=0)
+    now = 15.0
+    progress.update(20)
+    assert capsys.readouterr().err == "x: 60/100 steps, 2.0 steps/s, 0:00:20 left\n"
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def test_levels_rise_from_the_image_to_the_last_step(steps: int) -> None:
     gaps = [b - a for a, b in itertools.pairwise(path)]
     assert max(gaps) - min(gaps) <= 1
     assert min(gaps) >= 1
+    assert max(abs(level - i * 1000 / steps) for i, level in enumerate(path)) <= 0.5  # none is nearer
 
 
 @pytest.mark.parametrize("clip", [False, True])

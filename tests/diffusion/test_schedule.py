@@ -65,6 +65,7 @@ def test_every_weight_of_a_step_is_its_literal_formula(table: Schedule, t: int) 
         assert got.shape == (1, 1, 1, 1)
         assert got.dtype == torch.float32
         assert got.item() == pytest.approx(value, rel=2e-6), method.__name__
+    assert table.half_log_snr(t) == pytest.approx(0.5 * math.log(snr(t)), abs=1e-3)  # of float32 levels
 
 
 def test_the_first_step_is_not_compensated_and_the_last_most(table: Schedule) -> None:

@@ -80,6 +80,8 @@ def test_every_prediction_of_200_episodes_equals_the_torch_loop_at_512_dimension
         {"dampening": 0.0},
         {"dampening": 1.0},
         {"weight_decay": 0.0, "learning_rate": 0.1},
+        {"weight_decay": 2.0, "dampening": 0.5},
+        {"weight_decay": 9.0},
         {"ways": 7, "shots": (3, 11), "batch_size": 9},
     ],
     ids=str,
@@ -114,6 +116,12 @@ def test_batch_order_is_a_new_permutation_each_epoch():
     assert (np.sort(order, axis=1) == np.arange(25)).all()
     assert len(np.unique(order, axis=0)) == PROTOCOL.epochs
     assert abs(order[:, 0].mean() - 12) < 3
+
+
+def test_the_order_is_drawn_anew_for_every_number_of_shots_data_set_and_episode():
+    drawn = [("clusters", 5, 3), ("clusters", 6, 3), ("others", 5, 3), ("clusters", 5, 4)]
+    keys = {int(fewshot._order_keys(PROTOCOL, dataset, shots)[episode]) for dataset, shots, episode in drawn}
+    assert len(keys) == 4
 
 
 def test_episodes_are_disjoint_nested_and_of_the_drawn_classes():

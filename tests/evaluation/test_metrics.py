@@ -57,6 +57,15 @@ def test_a_class_without_test_images_does_not_count():
     assert np.isnan(metrics.per_class(counts)[1])
 
 
+def test_images_are_packed_class_by_class_and_classes_without_images_have_no_stratum():
+    labels = np.array([2, 0, 2, 0, 0])
+    packed = metrics.pack(np.array([True, True, False, False, True]), labels)
+    assert metrics.unpack(packed, 5).tolist() == [True, False, True, True, False]
+    counts = metrics.confusion(labels, labels, 3)
+    assert metrics.strata(counts, "mean_per_class").tolist() == [3, 2]
+    assert metrics.strata(counts, "accuracy").tolist() == [5]
+
+
 def test_episode_summary_of_a_hand_worked_case():
     summary = metrics.episode_summary(np.array([30, 60]), queries=75)
     assert summary.pop("correct") == [30, 60]

@@ -19,7 +19,7 @@ from diffsiam.models import batch_norm, bias, group_norm
 
 def reference(x, added, a, b, groups, silu):
     h = x if added is None else x + added[:, :, None, None]
-    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 1e-5) + b[:, :, None, None]
+    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 0.1) + b[:, :, None, None]
     return functional.silu(h) if silu else h
 
 torch.manual_seed(0)
@@ -33,7 +33,7 @@ for n, channels, side, groups in [(2, 12, 5, 4), (1, 24, 3, 1), (2, 96, 8, 8), (
             ours = [t.float().requires_grad_() for t in (x, *rows)]
             y = reference(exact[0], exact[1] if has else None, *exact[2:], groups, silu)
             got = group_norm._normalized(
-                ours[0], ours[1] if has else None, *ours[2:], groups, 1e-5, silu, torch.float32)[0]
+                ours[0], ours[1] if has else None, *ours[2:], groups, 0.1, silu, torch.float32)[0]
             dy = torch.randn_like(y)
             y.backward(dy)
             got.backward(dy.float())
@@ -48,7 +48,7 @@ for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
         for relu in (False, True):
             x = torch.randn(n, channels, side, side, dtype=torch.float64) * 2 + 1
             other = torch.randn_like(x)
-            exact, ours = nn.BatchNorm2d(channels).double(), nn.BatchNorm2d(channels)
+            exact, ours = (nn.BatchNorm2d(channels, 0.1, 0.3).to(kind) for kind in (torch.float64, torch.float32))
             for _ in range(2):  # running statistics move twice
                 with torch.no_grad():
                     for p, q in zip(exact.parameters(), ours.parameters()):
@@ -92,10 +92,68 @@ print("checked", count)
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton does not exist on this platform")
-def test_kernels_are_the_operations_that_they_stand_for() -> None:
+BLOCKS = """
+import copy
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffsiam import runtime
+from diffsiam.models import blocks
+
+def results(block, values, dy, told):
+    x, temb, z = leaves = [v.to(block.conv1.weight.dtype, copy=True).requires_grad_() for v in values]
+    block.zero_grad()
+    y = block(x, told(temb, z))
+    y.backward(dy.to(y.dtype))
+    return [y, *(t.grad for t in (*leaves, *block.parameters()) if t.grad is not None)]
+
+def conditioned(block, has):
+    return lambda temb, z: blocks.Conditioning(blocks.project(temb, [block.time_emb_proj]), [z] if has else None)
+
+torch.manual_seed(0)
+count = 0
+changes = [{}, {"out_channels": 12}, {"up": True}, {"down": True}, {"out_channels": 16, "output_scale_factor": 2.0}]
+for change in changes:
+    for kind in ("default", "scale_shift"):
+        own = ResnetBlock2D(in_channels=8, temb_channels=6, groups=4, eps=0.1, time_embedding_norm=kind, **change)
+        with torch.no_grad():
+            for p in own.parameters():
+                p.add_(0.3 * torch.randn(p.shape))
+        ours, exact = copy.deepcopy(own), copy.deepcopy(own).double()
+        blocks.adopt(ours)
+        values = [torch.randn(3, 8, 6, 6), torch.randn(3, 6), torch.randn(3, 2 * own.out_channels)]
+        dy = torch.randn_like(own(*values[:2]))
+        for has in (False, True):
+            runtime.runs_triton = lambda x: False
+            if has:
+                blocks.adopt(exact)  # diffusers' own code knows no z
+            theirs = results(exact, values, dy, conditioned(exact, has) if has else lambda temb, z: temb)
+            runtime.runs_triton = lambda x: True
+            for mine, other in zip(results(ours, values, dy, conditioned(ours, has)), theirs, strict=True):
+                assert (mine - other).norm() < 1e-4 * other.norm(), (change, kind, has)
+                count += 1
+print("checked", count)
+"""
+
+
+def interpreted(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False, timeout=300
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton does not exist on this platform"
+)
+
+
+@needs_triton
+def test_kernels_are_the_operations_that_they_stand_for() -> None:
+    done = interpreted(CHECK)
     assert done.stdout.strip() == "checked 179", done.stderr
+
+
+@needs_triton
+def test_residual_blocks_on_kernels_are_diffusers_own_and_those_with_z_the_plain_operations() -> None:
+    done = interpreted(BLOCKS)
+    assert done.stdout.strip() == "checked 286", done.stderr

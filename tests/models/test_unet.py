@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from tiny_unets import SIDE, STEPS, noisy_images, unet
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from diffsiam import params
 from diffsiam.errors import UserError
@@ -31,6 +33,14 @@ def test_predict_noise_is_diffusers_own_forward_at_the_index_before_the_step(lay
     assert not torch.allclose(net(x, STEPS).sample, own, atol=1e-5)  # the index matters
 
 
+@pytest.mark.parametrize("change", [{"attention_head_dim": 4}, {"mid_block_scale_factor": 2.0}], ids=str)
+@torch.no_grad()
+def test_several_heads_and_a_scale_of_the_middle_block_are_diffusers_own(change: dict[str, float]) -> None:
+    net = unet("ho", **change)
+    own = net(noisy_images(), STEPS - 1).sample
+    assert torch.allclose(DiffusionModel(net).predict_noise(noisy_images(), STEPS), own, atol=1e-5)
+
+
 @torch.no_grad()
 def test_predict_x0_takes_the_noise_out_at_the_level_that_is_named() -> None:
     net, x = unet("ho"), noisy_images()
@@ -49,6 +59,19 @@ def test_noise_is_float32_under_bf16() -> None:
         got = DiffusionModel(net).predict_noise(noisy_images(), STEPS)
     assert got.dtype == torch.float32
     assert torch.allclose(got, net(noisy_images(), STEPS - 1).sample, atol=0.1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_weights_held_in_bf16_give_the_bits_that_autocast_alone_gives(layout: str) -> None:
+    alone, held = DiffusionModel(unet(layout)), DiffusionModel(unet(layout)).hold(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = (tree_leaves(model(noisy_images(), STEPS)) for model in (alone, held))
+    for a, b in zip(expected, got, strict=True):
+        assert torch.equal(a, b)
+    kinds = {type(m): p.dtype for m in held.modules() for p in m.parameters(recurse=False)}
+    assert kinds == {nn.Conv2d: torch.bfloat16, nn.Linear: torch.bfloat16, nn.GroupNorm: torch.float32}
+    assert not torch.equal(got[-1], alone(noisy_images(), STEPS)[1])  # autocast did something
 
 
 def test_created_network_has_hos_layout_and_the_asked_widths() -> None:

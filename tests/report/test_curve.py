@@ -22,7 +22,7 @@ def results(tmp_path: Path) -> list[Path]:
                 for d, dataset in enumerate(("sprites", "digits", "photos")):
                     best = 50.0 + 10 * m + seed + step / 10 + d
                     found = {"method": method, "dataset": dataset, "seed": seed, "accuracy": 0.0}
-                    found["validation"] = [{"l2": 1.0, "accuracy": best - 3}, {"l2": 0.1, "accuracy": best}]
+                    found["validation"] = [{"l2": l2, "accuracy": best - 3 * abs(l2 - 1)} for l2 in (10.0, 1.0, 0.1)]
                     paths.append(tmp_path / method / f"seed{seed}" / f"step{step}" / f"{dataset}.json")
                     paths[-1].parent.mkdir(parents=True, exist_ok=True)
                     paths[-1].write_text(json.dumps(found))

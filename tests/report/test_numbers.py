@@ -26,3 +26,12 @@ def test_methods_stand_side_by_side_and_a_gap_stays_empty(tmp_path: Path) -> Non
         "| sprites | round_trip | conditioned |  | mse | 0.5 | 0.25 |",
         "| sprites | counterfactual | 0-2 | Red | intended |  | 0.125 |",
     ]
+
+
+def test_a_method_with_several_seeds_stands_with_their_mean(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    rows = (f"sprites,pdae,{seed},round_trip,conditioned,,mse,{value},32\n" for seed, value in enumerate((0.5, 1, 3)))
+    path.write_text(HEAD + "".join(rows))
+    numbers.run([path], tmp_path / "generation.csv")
+    last = (tmp_path / "generation.md").read_text().splitlines()[-1]
+    assert last == "| sprites | round_trip | conditioned | mse | 1.5 |"

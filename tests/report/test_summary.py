@@ -162,6 +162,18 @@ def test_intervals_over_episodes_and_over_trainings_add_in_squares(tmp_path: Pat
     )
 
 
+def test_a_lead_beyond_the_interval_of_the_mean_of_the_trainings_is_seen(tmp_path: Path) -> None:
+    """hier. is above seq. by 10 and 11.25 points: 10.62 ± 12.706 * 0.88 / sqrt 2 = 7.9, where one training differs by
+    11.2 from the next."""
+    linear, fewshot = results(CORRECT)
+    for result in fewshot:
+        correct = {"simsiam": [8] * 4, "diffsiam_seq": [11] * 4, "diffsiam_hier": [13, 13, 13, 13 + result["seed"]]}
+        result["shots"]["1"]["correct"] = correct[result["method"]]
+    paths = small_results.write(tmp_path / "l", linear), small_results.write(tmp_path / "f", fewshot)
+    summary.run(*paths, REFERENCES, "CIFAR10", tmp_path / "summary.md")
+    assert "On the transfer average: seen in Linear, 1-shot" in sentence((tmp_path / "summary.md").read_text())
+
+
 def test_a_lead_on_a_set_that_the_thesis_does_not_print_is_none_on_its_sets(tmp_path: Path) -> None:
     linear, fewshot = results(CORRECT)
     for result in fewshot:

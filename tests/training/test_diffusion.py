@@ -16,6 +16,7 @@ from torch.nn import functional
 from diffsiam import params, runtime
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.training import diffusion
+from diffsiam.training.inputs import Inputs
 
 STEPS, BATCH = 7, 8  # 56 images: all 20 almost three times
 
@@ -106,6 +107,18 @@ def test_noise_prediction_is_the_mean_squared_error_on_the_noise() -> None:
     t = torch.tensor([1, 10, 500, 1000])
     got = diffusion.NoisePrediction(model)({"x": x, "t": t, "noise": noise})["loss"]
     assert got.item() == pytest.approx(functional.mse_loss(model.unet(x, t - 1).sample, noise).item(), rel=1e-5)
+
+
+def test_rows_of_a_batch_are_those_of_the_whole() -> None:
+    cfg, cpu = tiny.section(params.Diffusion), torch.device("cpu")
+    made = []
+    for rows in (slice(None), slice(3, 8)):
+        given = Inputs(torch.from_numpy(tiny.images()), 8, 0, cpu, rows=rows, purposes=["diffusion"])
+        given.load(2)
+        made.append(diffusion.make_batch(cfg, cpu)(given))
+    whole, part = made
+    for name, value in part.items():
+        assert torch.equal(value, whole[name][3:]), name
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:

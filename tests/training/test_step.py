@@ -116,6 +116,72 @@ def test_a_step_on_buffers_that_are_filled_anew_is_the_plain_step_in_float64(
         assert torch.allclose(value.double(), other.double(), rtol=1e-9, atol=1e-10), key
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_that_are_converted_at_once_train_to_the_bits_of_autocast(name: str) -> None:
+    cfg, method, cpu = tiny.section(params.Representation, encoder_width=2), METHODS[name], torch.device("cpu")
+    dm = tiny.diffusion_model() if method.diffusion else None
+    torch.manual_seed(1)
+    learner = representation.Learner(method, cfg, tiny.SIDE, dm).train()
+    if learner.decoder is not None:
+        nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
+    plain, batch = copy.deepcopy(learner), representation.make_batch(method, cfg, dm, cpu)
+    images = torch.from_numpy(tiny.images())
+    given, same = (Inputs(images, COUNT, 0, cpu, purposes=tiny.PURPOSES) for _ in range(2))
+    optimizers, theirs = (representation.make_optimizers(module, cfg) for module in (learner, plain))
+    step = Step(learner, learner, batch, given, optimizers, {}, ema_decay=EMA, grad_clip=0.1, dtype=torch.bfloat16)
+    layers = [m for m in learner.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {id(p) for p in step.converted.values()} == {id(p) for layer in layers for p in layer.parameters()}
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(STEPS):
+        step.load(i)
+        step.run()
+        same.load(i)
+        for scheduled in theirs:
+            scheduled.optimizer.zero_grad()
+            for group in scheduled.optimizer.param_groups:
+                group["lr"] = torch.tensor(scheduled.rate(i))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                drawn = batch(same)
+            loss = plain(drawn)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        for scheduled in theirs:
+            scheduled.optimizer.step()
+        total += loss.detach()
+        assert step.sums is not None
+        assert step.sums[step.names.index("loss")] == total
+    for (key, value), (_, other) in zip(learner.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert torch.equal(value, other), key
+
+
+class Drops(nn.Module):
+    """Its loss tells which of 64 numbers were dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.dropout = nn.Parameter(torch.ones(64)), nn.Dropout(0.5)
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.dropout(self.weight) * torch.arange(64).square()).sum()}
+
+
+def test_dropout_is_drawn_by_seed_step_and_rows_alone() -> None:
+    def loss(seed: int, number: int, first: int) -> float:
+        torch.rand(3)  # somebody else's draw
+        module, images = Drops(), torch.zeros(4, 1, 1, 3, dtype=torch.uint8)
+        inputs = Inputs(images, 4, seed, torch.device("cpu"), rows=slice(first, 4))
+        step = Step(module, module, Inputs.images, inputs, [], {}, ema_decay=0, grad_clip=None, dtype=torch.float32)
+        step.load(number)
+        step.run()
+        assert step.sums is not None
+        return step.sums.item()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 2)]
+    assert len({loss(*place) for place in places}) == len(places)
+    assert [loss(*place) for place in places] == [loss(*place) for place in places]
+
+
 def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
     inputs = Inputs(torch.from_numpy(tiny.images()), 4, 7, torch.device("cpu"), purposes=["view1"])
     for step in (3, 0, 3):
@@ -124,7 +190,7 @@ def test_a_seed_in_place_draws_what_a_new_generator_draws() -> None:
         assert torch.equal(got, torch.rand(5, generator=runtime.generator(7, "view1", step)))
 
 
-def test_images_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() -> None:
+def test_images_and_labels_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() -> None:
     from diffsiam.training.inputs import step_indices
 
     class Read:
@@ -139,15 +205,17 @@ def test_images_of_a_step_are_those_of_its_indices_for_arrays_and_for_streams() 
             return torch.from_numpy(tiny.images())[index]
 
     rows = slice(1, 5)
+    labels = torch.randn(tiny.IMAGES, 2)
     both = [
-        Inputs(images, 6, 2, torch.device("cpu"), rows=rows)  # type: ignore[arg-type]
+        Inputs(images, 6, 2, torch.device("cpu"), labels=labels, rows=rows)  # type: ignore[arg-type]
         for images in (torch.from_numpy(tiny.images()), Read())
     ]
     for step in (0, 1, 2, 9, 3):  # one after the other, and after a resume
-        expected = tiny.images()[step_indices(tiny.IMAGES, 6, 2, step)[rows]]
+        chosen = step_indices(tiny.IMAGES, 6, 2, step)[rows]
         for inputs in both:
             inputs.load(step)
-            assert (inputs.images().numpy() == expected).all()
+            assert (inputs.images().numpy() == tiny.images()[chosen]).all()
+            assert torch.equal(inputs.labels(), labels[chosen])
 
 
 def test_views_of_two_generators_are_those_of_each_one_after_the_other() -> None:
