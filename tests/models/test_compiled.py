@@ -1,0 +1,95 @@
+"""The kernels compile for a GPU, at sizes of the thesis's network, and read 16 bytes at a time; none is needed here.
+
+The interpreter of test_kernels.py shows what they compute, and knows nothing of types and layouts of the compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffsiam.data import colour
+from diffsiam.models import batch_norm, bias, group_norm
+
+triton = pytest.importorskip("triton", reason="Triton does not exist on this platform")
+BF16, F32 = "*bf16", "*fp32"
+
+
+def compiled(kernel: Any, arguments: dict[str, str], sizes: dict[str, Any], aligned: tuple[str, ...] = ()) -> str:
+    """PTX of ``kernel`` for an H100, its pointers and the numbers called ``aligned`` divisible by 16."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names, sizes = kernel.arg_names, dict(sizes)
+    warps = sizes.pop("num_warps", 8)
+    signature = {name: arguments.get(name, "constexpr") for name in names}
+    even = [i for i, name in enumerate(names) if arguments.get(name, "").startswith("*") or name in aligned]
+    source = ASTSource(
+        kernel,
+        signature,
+        constexprs={(names.index(name),): value for name, value in sizes.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in even},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert made.asm["cubin"]
+    return made.asm["ptx"]
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("channels", "side"), [(128, 32), (512, 8), (384, 32)])
+def test_group_norm_compiles(channels: int, side: int, added: bool) -> None:
+    """384 channels are groups of 12: their tiles are padded, and read 8 bytes at a time."""
+    x = torch.empty(128, channels, side, side, device="meta")
+    strides = dict.fromkeys(("added_stride", "a_stride", "b_stride"), "i32")
+    rows = dict.fromkeys(("added", "a", "b", "mean", "rstd"), F32)
+    _, sizes = group_norm._launch(x, 32, 8192)
+    flags = {"ADDED": added, "SILU": True}
+    given = rows | strides | {"x": BF16, "y": BF16, "eps": "fp32"}
+    forward = compiled(group_norm._forward_kernel, given, sizes | flags, tuple(strides))
+    _, sizes = group_norm._launch(x, 32, 4096)
+    given = rows | strides | {"dy": BF16, "x": BF16, "dx": BF16} | dict.fromkeys(("dadded", "da", "db"), F32)
+    backward = compiled(group_norm._backward_kernel, given, sizes | flags, tuple(strides))
+    wide = "v2" if channels == 384 else "v4"
+    for text in (forward, backward):
+        assert f"ld.global.{wide}.b32" in text
+        assert f"st.global.{wide}.b32" in text
+
+
+def test_batch_norm_compiles() -> None:
+    rows, channels, parts, sizes = batch_norm._sizes(torch.empty(128, 64, 32, 32, device="meta"))
+    assert (rows, channels, parts) == (128 * 32 * 32, 64, 264)
+    tile = {"COLUMNS": sizes["COLUMNS"], "BLOCK": sizes["BLOCK"]}
+    numbers, wide = {"rows": "i32", "channels": "i32"}, ("rows", "channels")
+    norm = dict.fromkeys(("weight", "bias", "mean", "rstd"), F32)
+    images = dict.fromkeys(("x", "dy", "y"), BF16)
+    sums = norm | images | numbers | {"sums": F32, "parts": "i32"}
+    for forward, relu, kept in [(True, True, False), (False, True, False), (False, True, True), (False, False, False)]:
+        flags = {"FORWARD": forward, "RELU": relu, "KEPT": kept}
+        assert "ld.global.v4.b32" in compiled(batch_norm._sums_kernel, sums, tile | flags, wide)
+    result = norm | numbers | dict.fromkeys(("x", "shortcut", "y"), BF16)
+    text = compiled(batch_norm._result_kernel, result, tile | {"RELU": True, "SHORTCUT": True}, wide)
+    assert "st.global.v4.b32" in text
+    gradient = norm | images | numbers | {"totals": F32, "dx": BF16, "dshortcut": BF16}
+    flags = {"RELU": True, "KEPT": True, "SHORTCUT": True}
+    assert "st.global.v4.b32" in compiled(batch_norm._gradient_kernel, gradient, tile | flags, wide)
+    parts_of = {"PARTS": sizes["PARTS"], "COLUMNS": batch_norm._SUMMED}
+    running = dict.fromkeys(("mean", "rstd", "running_mean", "running_var", "sums"), F32)
+    numbers |= {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "parts": "i32", "x": BF16}
+    compiled(batch_norm._statistics_kernel, running | numbers, parts_of, wide)
+    compiled(batch_norm._totals_kernel, {"sums": F32, "totals": F32, "channels": "i32", "parts": "i32"}, parts_of)
+
+
+def test_bias_and_colour_compile() -> None:
+    rows, channels, columns, _, block = bias._tiles(torch.empty(128, 256, 32, 32, device="meta"))
+    numbers, tile = {"rows": "i32", "channels": "i32"}, {"COLUMNS": columns, "BLOCK": block}
+    assert (rows, channels) == (128 * 32 * 32, 256)
+    images = dict.fromkeys(("hidden", "shortcut", "bias", "y"), BF16)
+    assert "st.global.v4.b32" in compiled(bias._sum_kernel, images | numbers, tile, tuple(numbers))
+    given = numbers | {"dy": BF16, "sums": F32, "parts": "i32"}
+    assert "ld.global.v4.b32" in compiled(bias._columns_kernel, given, tile, tuple(numbers))
+    for side in (32, 64, 128):
+        given = {"x": F32, "factors": F32, "order": "*i64", "grey": "*i1", "out": F32}
+        sizes = {"PIXELS": side**2, "BLOCK": side**2, "num_warps": max(4, min(32, side**2 // 1024))}
+        compiled(colour._jitter_kernel, given, sizes)
