@@ -60,35 +60,35 @@ def record(**facts: Any) -> None:
 def test_a_sealed_record_holds_a_file_to_its_bytes_and_not_to_its_time(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records.check([TABLE], 6)
-    records.seal([TABLE])
+    records.check([[TABLE]], 6)
+    records.seal([[TABLE]])
     assert json.loads(kept_at("metadata").read_text())["sha256"] == runtime.sha256(table)
     os.utime(table, (1000, 1000))
-    records.check([TABLE], 6)
+    records.check([[TABLE]], 6)
     monkeypatch.setenv(records.RESTORE, "1")  # which takes over files without records, and no others
     table.write_text("two")
     with pytest.raises(UserError, match=r"Not what the record says.*: results/table\.csv"):
-        records.check([TABLE], 6)
+        records.check([[TABLE]], 6)
     table.write_text("one")
     os.utime(table, (1000, 1000))
-    records.check([TABLE], 6)
+    records.check([[TABLE]], 6)
     Path("other").write_text("two")  # as long, as old, and moved to its place
     os.utime("other", (1000, 1000))
     os.replace("other", table)
     with pytest.raises(UserError, match="Not what the record says"):
-        records.check([TABLE], 6)
+        records.check([[TABLE]], 6)
 
 
 def test_a_file_that_changed_after_its_job_is_not_sealed_and_its_record_is_not_believed(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.utime(table, (1000, 1000))
-    records.seal([TABLE])
+    records.seal([[TABLE]])
     assert "sha256" not in json.loads(kept_at("metadata").read_text())
     with pytest.raises(UserError, match=r"No record .*: results/table\.csv"):
-        records.check([TABLE], 6)
+        records.check([[TABLE]], 6)
     monkeypatch.setenv(records.RESTORE, "1")
-    records.check([TABLE], 6)
+    records.check([[TABLE]], 6)
 
 
 def test_records_of_another_format_are_not_believed_and_a_snakemake_that_writes_them_is_refused(table: Path) -> None:
@@ -96,15 +96,15 @@ def test_records_of_another_format_are_not_believed_and_a_snakemake_that_writes_
         records.check([], 7)
     record(endtime=table.stat().st_mtime, record_format_version=5)
     with pytest.raises(UserError, match="No record"):
-        records.check([TABLE], 6)
+        records.check([[TABLE]], 6)
 
 
 def test_a_file_that_a_job_is_at_work_on_is_left_to_snakemake(table: Path) -> None:
     kept_at("incomplete").touch()
-    records.seal([TABLE])
+    records.seal([[TABLE]])
     assert "sha256" not in json.loads(kept_at("metadata").read_text())
     kept_at("metadata").unlink()
-    records.check([TABLE], 6)
+    records.check([[TABLE]], 6)
 
 
 @pytest.mark.parametrize(("job", "removed"), [(None, True), ("17", False)])
@@ -133,7 +133,7 @@ def test_a_file_that_no_command_made_is_refused_as_before(project: Path) -> None
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     with pytest.raises(UserError, match=r"No record of the params and code that made them: results/data/digits/meta"):
-        records.check(["results/data/digits/meta.json"], records.FORMAT)
+        records.check([["results/data/digits/meta.json"]], records.FORMAT)
 
 
 def test_only_what_the_command_wrote_is_recorded_as_made_by_it(project: Path) -> None:
@@ -144,9 +144,9 @@ def test_only_what_the_command_wrote_is_recorded_as_made_by_it(project: Path) ->
     hour_ago = time.time() - 3600
     os.utime(results / "old.csv", (hour_ago, hour_ago))
     records.by_hand("diffsiam table", Path("results/table.csv"), time.time())
-    records.check(["results/table.csv", "results/table.md"], records.FORMAT)
+    records.check([["results/table.csv", "results/table.md"]], records.FORMAT)
     with pytest.raises(UserError, match=r"results/old\.csv"):
-        records.check(["results/old.csv"], records.FORMAT)
+        records.check([["results/old.csv"]], records.FORMAT)
     (record,) = [r for r in map(json.loads, texts(project)) if r["endtime"] == (results / "table.md").stat().st_mtime][
         :1
     ]

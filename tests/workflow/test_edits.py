@@ -67,6 +67,7 @@ VALUES: dict[str, Any] = {
     "representation.views.jitter": [0.3, 0.4, 0.4, 0.1],
     "fewshot.ways": 4,
     "fewshot.shots": [1, 5],
+    "fewshot.normalize": "norm",
     "probmask.attributes": [
         {"dataset": "sprites", "name": "Blue", "dims": 16},
         EXPERIMENT["probmask"]["attributes"][1],
@@ -89,6 +90,7 @@ VALUES: dict[str, Any] = {
     "overrides": {},
     "runtime.device": "cpu",
     "runtime.precision": "fp32",
+    "runtime.graph": False,
 }
 TOGETHER = ["representation.diti.stages", "representation.diti.dims_per_stage"]  # one of them alone is refused
 # Edits after which there are other files than before: those that are missing are made.
