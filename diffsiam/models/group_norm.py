@@ -218,6 +218,14 @@ if triton is not None:
             _stored(y + at, v, inside, FULL)
 
     @triton.jit
+    def _unactivated(dy, v, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The gradient of v, where y = silu(v) or v."""
+        if SILU:
+            s = tl.sigmoid(v)
+            dy = dy * s * (1 + v * (1 - s))
+        return dy
+
+    @triton.jit
     def _backward_kernel(  # type: ignore[no-untyped-def]
         dy, x, added, a, b, mean, rstd, dx, dadded, da, db, added_stride, a_stride, b_stride, ADDED: tl.constexpr,
         SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
@@ -239,11 +247,7 @@ if triton is not None:
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
-            dv = _loaded(dy + at, inside, FULL)
-            if SILU:
-                v = factor[None] * xhat + bias[None]
-                s = tl.sigmoid(v)
-                dv = dv * s * (1 + v * (1 - s))
+            dv = _unactivated(_loaded(dy + at, inside, FULL), factor[None] * xhat + bias[None], SILU)
             plain += tl.sum(dv, axis=0)
             along += tl.sum(dv * xhat, axis=0)
         where = n * CHANNELS + channel
@@ -257,11 +261,7 @@ if triton is not None:
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
-            dv = _loaded(dy + at, inside, FULL)
-            if SILU:
-                v = factor[None] * xhat + bias[None]
-                s = tl.sigmoid(v)
-                dv = dv * s * (1 + v * (1 - s))
+            dv = _unactivated(_loaded(dy + at, inside, FULL), factor[None] * xhat + bias[None], SILU)
             d = inverse[None] * (factor[None] * dv - even[None] - xhat * slope[None])
             if ADDED:
                 moved += tl.sum(d if FULL else tl.where(inside, d, 0), axis=0)
