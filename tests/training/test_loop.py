@@ -434,7 +434,7 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
         return {**take(inputs), "spread": torch.tensor(next(spreads))}
 
     loop.train(
-        task_of(Falling(), batch, warnings={"spread": (0.1, "the representation is collapsing")}),
+        task_of(Falling(), batch, warnings={"spread": (0.1, 0.9, "the representation is collapsing")}),
         plan_of(tmp_path),
         ALONE,
     )
