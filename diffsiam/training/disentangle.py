@@ -1,7 +1,7 @@
 """DisDiff's disentangling loss (Eq. 9 to 13), as pure functions of tensors.
 
 B images, N codes of d_c numbers, c the code that was drawn for an image. Where the paper and its authors' code differ,
-docs/disentangle.md says which of the two this is, and why.
+docs/method.md says which of the two this is, and why.
 """
 
 from __future__ import annotations
