@@ -22,6 +22,7 @@ _SUPERSAMPLE = 4  # samples along a pixel's side
 def source(name: str, image_size: int) -> Source:
     """``rooms`` or ``tiles``, rendered at ``image_size``."""
     render = {"rooms": rooms, "tiles": tiles}[name]
+    render(0, image_size)  # casts what is cached, once, before threads ask for it
     origin = {"kind": "embedded", "package": "diffsiam"}
     return grid.whole(sources.get(name), lambda i: Image.fromarray(render(i, image_size)), origin)
 
