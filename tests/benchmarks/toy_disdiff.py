@@ -9,6 +9,8 @@ and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
 from __future__ import annotations
 
 import math
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,8 @@ def train(seed: int, weight: float, steps: int) -> tuple[Tensor, dict[str, float
             seen = (z.detach(), unguided, disentangle.frozen(encoder, guided))
             of = disentangle.distances(*(c.unflatten(1, (CODES, DIM)) for c in seen))
             invariant, variant = disentangle.cross_entropies(of, code)
-            gamma = weight * (x0_hat - guided).detach().square().mean(1) / variance * (table.abar[t] >= LEAST_SIGNAL)
+            gamma = weight * (x0_hat - guided).detach().square().mean(1) / variance
+            gamma = gamma * (table.abar[t] >= LEAST_SIGNAL)
             parts |= {"disentangling": (gamma * (invariant + variant)).mean()}
             parts |= {"invariant": invariant.mean(), "variant": variant.mean(), "gamma": gamma.max()}
         optimizer.zero_grad()
@@ -127,7 +130,7 @@ def exact(x: Tensor, signal: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
 
 
 def scores(codes: Tensor) -> dict[str, float | None]:
-    """FactorVAE score and DCI of codes (125, N * DIM) on one number per code, and DCI of all numbers, summed by code."""
+    """FactorVAE score and DCI of codes (125, N * DIM), one number each, and DCI of all numbers, summed by code."""
     grid = Grid(("first", "second", "third"), (VALUES,) * FACTORS)
     z = codes.numpy()
     one = disentanglement.principal(z, CODES).codes
