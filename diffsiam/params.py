@@ -178,6 +178,12 @@ class ProbMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Swaps:
+    x_T: str
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     seed: int
     count: int

@@ -13,7 +13,8 @@ manipulation_<method>.npz (Figures 4.5 to 4.7): ``images`` (attributes, samples,
     d for one on all of z; ``masked`` (attributes,) bool, whether ProbMask chose them; rows in the order of
     ``--probmask``; ``scales`` (scales,); ``indices`` (samples,).
 classifier.safetensors: the attribute classifier on pixels that the numbers are measured by, one for all methods;
-    average precisions on the test images in classifier.json.
+    average precisions on the test images in classifier.json. Of a grid of factors: a softmax for each factor, and its
+    accuracies on the grid's val images.
 numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row:
     measure round_trip: subject frozen_model (inverted and sampled by the diffusion model alone), conditioned (both
         given z) or frozen_inversion (inverted by the diffusion model alone, sampled given z); metric mse, psnr (dB).
@@ -40,11 +41,12 @@ from torch import Tensor
 
 from diffsiam import runtime
 from diffsiam.data import pixels
+from diffsiam.data.grid import Grid
 from diffsiam.data.images import open_images
 from diffsiam.diffusion import ddim, schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.probmask import Classifier, check_attributes, find, read
-from diffsiam.generation import measure
+from diffsiam.generation import factors, measure
 from diffsiam.generation import model as guided
 from diffsiam.generation.counterfactual import Range, check_range, counterfactual
 from diffsiam.generation.manipulation import manipulate
@@ -192,7 +194,9 @@ def manipulations(job: Job) -> dict[str, NDArray[Any]]:
 
 
 def train_classifier(job: Job, out: Path) -> None:
-    """The attribute classifier on pixels; its scores stand beside it."""
+    """The classifier on pixels, of the factors of a grid or else of attributes; its scores stand beside it."""
+    if "grid" in job.meta:
+        return _train_factors(job, out)
     names, cfg = check_attributes(job.meta, job.data), job.cfg.classifier
     images = {split: open_images(job.data / f"images_{split}.npy", job.root) for split in ("train", "test")}
     labels = {split: runtime.read_array(job.data / f"attributes_{split}.npy") for split in images}
@@ -200,6 +204,22 @@ def train_classifier(job: Job, out: Path) -> None:
     precision = measure.scores(net, images["test"][:], labels["test"], job.device)
     facts = {"width": cfg.width, "image_size": images["train"].shape[1], "attributes": names}
     measure.save(out, net, {**facts, "average_precision": dict(zip(names, precision, strict=True))})
+    return None
+
+
+def _train_factors(job: Job, out: Path) -> None:
+    """Learns from the train part of the grid, and is scored on the val part."""
+    cfg, grid, images = job.cfg.classifier, Grid.of(job.meta), open_images(job.data / "images_train.npy", job.root)
+    kept = np.array(job.meta["splits"]["val"], np.int64)
+    rest = np.setdiff1d(np.arange(len(images)), kept)
+    order = runtime.rng(cfg.seed, "classifier/images").permutation(rest)[: cfg.steps * cfg.batch_size]
+    shown = images[torch.from_numpy(order)]  # no more than it sees: a large grid does not fit the memory
+    net = factors.train(shown, grid.factors(order), grid.sizes, cfg, job.device, captured=job.captured)
+    kept = kept[: factors.SCORED]
+    right = factors.predict(net, images[torch.from_numpy(kept)], grid.sizes, job.device) == grid.factors(kept)
+    facts = {"width": cfg.width, "image_size": images.shape[1], "attributes": list(grid.names)}
+    accuracy = dict(zip(grid.names, right.mean(axis=0).tolist(), strict=True))
+    measure.save(out, net, {**facts, "accuracy": accuracy, "scored_on": len(kept)})
 
 
 def numbers(job: Job) -> pd.DataFrame:

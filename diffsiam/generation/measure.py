@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,57 +28,76 @@ Labels = NDArray[np.uint8]
 
 
 class AttributeNet(nn.Module):
-    """A ResNet-10 that predicts every attribute of an image."""
+    """A ResNet-10 with a logit for every attribute of an image, or for every value of its factors (`factors`)."""
 
-    def __init__(self, width: int, image_size: int, attributes: int) -> None:
+    def __init__(self, width: int, image_size: int, outputs: int) -> None:
         super().__init__()
         self.encoder = Encoder(width, image_size)
-        self.head = nn.Linear(8 * width, attributes)
+        self.head = nn.Linear(8 * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] to logits (N, A)."""
         return self.head(self.encoder(x))
 
     @torch.no_grad()
+    def logits(self, images: Tensor, device: torch.device) -> Tensor:
+        """(N, A) on the CPU, for uint8 images (N, H, W, 3)."""
+        return torch.cat([self(pixels.to_float(block.to(device))).cpu() for block in images.split(_BATCH)])
+
     def probabilities(self, images: Tensor, device: torch.device) -> Tensor:
-        """Of each attribute, (N, A) on the CPU, for uint8 images (N, H, W, 3)."""
-        blocks = (self(pixels.to_float(block.to(device))).sigmoid().cpu() for block in images.split(_BATCH))
-        return torch.cat(list(blocks))
+        """Of each attribute, as `logits`."""
+        return self.logits(images, device).sigmoid()
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (B, A) and labels (B, ...)
 
 
 class _Fit(nn.Module):
-    """Cross-entropy of the attributes of a batch of images and labels."""
+    """The loss of a batch of images and labels."""
 
-    def __init__(self, net: AttributeNet) -> None:
+    def __init__(self, net: AttributeNet, loss: Loss) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.loss = net, loss
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, labels = batch
-        return {"loss": functional.binary_cross_entropy_with_logits(self.net(x), labels)}
+        return {"loss": self.loss(self.net(x), labels)}
+
+
+def _each_attribute(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, labels.float())
 
 
 def train(
-    images: Images, labels: Labels, cfg: PixelClassifier, device: torch.device, *, captured: bool
+    images: Images,
+    labels: NDArray[np.integer],
+    cfg: PixelClassifier,
+    device: torch.device,
+    *,
+    captured: bool,
+    outputs: int | None = None,
+    loss: Loss = _each_attribute,
 ) -> AttributeNet:
     """Fit an `AttributeNet` to images (N, H, W, 3) and labels (N, A) in {0, 1}: cross-entropy, Adam, half a cosine.
 
     Args:
         captured: whether steps are replays of a CUDA graph.
+        outputs, loss: for labels that are no attributes: the number of logits, and their loss.
     """
     torch.manual_seed(runtime.derive_seed(cfg.seed, "classifier/weights"))
-    net = AttributeNet(cfg.width, images.shape[1], labels.shape[1]).to(device).to(memory_format=torch.channels_last)
+    net = AttributeNet(cfg.width, images.shape[1], outputs or labels.shape[1])
+    net = net.to(device).to(memory_format=torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), fused=True, capturable=device.type == "cuda")
     rate = Scheduled(adam, lambda s: cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * s / cfg.steps)))
-    given = Inputs(images, cfg.batch_size, cfg.seed, device, labels=torch.from_numpy(labels).float())
-    fit = _Fit(net)
+    given = Inputs(images, cfg.batch_size, cfg.seed, device, labels=torch.from_numpy(labels))
+    fit = _Fit(net, loss)
     step = Step(
         fit, fit, lambda inputs: (pixels.to_float(inputs.images()), inputs.labels()), given, [rate], {},
         ema_decay=0.0, grad_clip=None, dtype=torch.float32,
     )  # fmt: skip
     if captured:
         step.capture()
-    progress = runtime.Progress(cfg.steps, "attribute classifier", "steps")
+    progress = runtime.Progress(cfg.steps, "classifier", "steps")
     for number in range(cfg.steps):
         step.load(number)
         step.take()
@@ -99,12 +118,13 @@ def save(path: Path, net: AttributeNet, facts: dict[str, object]) -> None:
     runtime.write_json(path.with_suffix(".json"), facts)
 
 
-def load(path: Path, names: Sequence[str]) -> AttributeNet:
+def load(path: Path, names: Sequence[str], outputs: int | None = None) -> AttributeNet:
     """What `save` wrote; a `UserError` where it was trained on other attributes than ``names``."""
     facts = runtime.read_json(path.with_suffix(".json"))
     if facts["attributes"] != list(names):
-        raise UserError(f"{path}: knows the attributes {', '.join(facts['attributes'])}; the data has {names}.")
-    net = AttributeNet(facts["width"], facts["image_size"], len(names))
+        met = ", ".join(facts["attributes"])
+        raise UserError(f"{path}: knows the attributes {met}; the data has {', '.join(names)}.")
+    net = AttributeNet(facts["width"], facts["image_size"], outputs or len(names))
     net.load_state_dict(runtime.load_weights(path))
     return net.eval()
 

@@ -31,6 +31,7 @@ class Guided:
         mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does;
             Algorithms 2 and 3 give the decoder the whole z at every step.
         captured: whether an evaluation of the networks is the replay of a CUDA graph.
+        guidance: in place of ``cfg.guidance``.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Guided:
         mask_by_step: bool = False,
         device: torch.device | str = "cpu",
         captured: bool = False,
+        guidance: str | None = None,
     ) -> None:
         for network in (dm, encoder, decoder):
             network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.dm, self.encoder, self.decoder = dm, encoder, decoder
         self.table = Schedule().to(device)
         self.edges, self.cfg, self.mask_by_step, self.device = edges, cfg, mask_by_step, torch.device(device)
+        self.captured, self.guidance = captured, guidance or cfg.guidance
         self._edges = edges.to(device)
         self._evaluate = graph.Replayed(self._predict) if captured else self._predict
 
@@ -71,7 +74,7 @@ class Guided:
         trunk, noise = self.dm(x, t)
         if z is None:
             return noise
-        strength = self.table.noise_shift(t) if self.cfg.guidance == "w_t" else -self.table.sigma(t)
+        strength = self.table.noise_shift(t) if self.guidance == "w_t" else -self.table.sigma(t)
         return noise + strength * self.decoder(self._seen(z, t), trunk)
 
     def encode(self, x0: Tensor) -> Tensor:
@@ -125,11 +128,13 @@ def load(
     segments: int | None = None,
     *,
     captured: bool = False,
+    guidance: str | None = None,
 ) -> Guided:
     """Read what stages `diffusion` and `representation` left: EMA weights of encoder and decoder.
 
     Args:
         segments: n of a method that was trained without segments (PDAE); None for that of its config.json.
+        guidance: in place of ``cfg.guidance``.
 
     Raises:
         UserError: a file is missing, the method has no decoder, or the decoder was trained on another diffusion model.
@@ -154,7 +159,9 @@ def load(
     decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
     edges = recorded_edges(config) if method.segment or segments is None else even_edges(config["dim"], segments)
     masks = method.segment == "timestep"
-    return Guided(dm, encoder, decoder, edges, cfg, mask_by_step=masks, device=device, captured=captured)
+    return Guided(
+        dm, encoder, decoder, edges, cfg, mask_by_step=masks, device=device, captured=captured, guidance=guidance
+    )
 
 
 def recorded_edges(config: dict[str, Any]) -> Tensor:
