@@ -5,6 +5,7 @@ Results depend on the images and on `params.Data`, not on threads, dates or the 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -18,7 +19,18 @@ from typing import Any
 import numpy as np
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, images, places, published, readers, sources, unlabelled
+from diffsiam.data import (
+    download,
+    embedded,
+    grid,
+    images,
+    places,
+    published,
+    published_grids,
+    readers,
+    sources,
+    unlabelled,
+)
 from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
@@ -35,10 +47,12 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
         labels_train.npy, labels_test.npy: int64, (N,).
         attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A); A is 0 where the source has no attributes.
         meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
-            source, broken (names of images left out), sha256 of every array file.
+            source, broken (names of images left out), sha256 of every array file; of a grid of factors also grid:
+            names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
-    ``val_fraction`` of train.
+    ``val_fraction`` of train. Of a grid of factors train is the whole grid in its order, and test some of it
+    (`grid.drawn`).
 
     Args:
         attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
@@ -79,13 +93,18 @@ def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
         case "tar":
             return unlabelled.celeba_tar(root) if row.name == "CelebA" else readers.tar(row.name, root)
         case "absent":
+            published_grids.check_packages(row)
             download.fetch(row, root)
-    return published.read(row, root, cfg.split_seed)
+    return published_grids.read(row, root) if row.factors else published.read(row, root, cfg.split_seed)
 
 
 def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
     """Write the arrays of ``source`` into ``folder`` and return what meta.json is to hold."""
-    splits = {"train": joined(source.splits), "test": source.splits["test"]}
+    splits = {"train": joined(source.splits)}
+    if row.factors:
+        splits["test"] = grid.drawn(row, folder / "images_train.npy", cfg.split_seed)
+    else:
+        splits["test"] = source.splits["test"]
     arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}}
     kept: dict[str, np.ndarray] = {}
     broken: list[str] = []
@@ -113,6 +132,8 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "broken": broken,
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
     }
+    if row.factors:
+        meta["grid"] = dataclasses.asdict(grid.Grid.named(row.factors))
     return meta
 
 
