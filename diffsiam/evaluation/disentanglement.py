@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from diffsiam import params, runtime
+from diffsiam.data import sources
 from diffsiam.data.grid import Grid
 from diffsiam.errors import UserError
 from diffsiam.evaluation import boosting, store
@@ -161,8 +162,8 @@ def importances(x: NDArray[np.floating], grid: Grid, draws: params.Draws, seed: 
 
 
 def disentanglement(matrix: NDArray[np.float64]) -> float | None:
-    """"DCI" of the papers' tables: 1 - the entropy over factors of each code's importances, in units of log F, weighted
-    by the codes' shares. None where no code is of any importance, as of constants.
+    """What the papers' tables call DCI: 1 - the entropy over factors of each code's importances, in units of log F,
+    weighted by the codes' shares. None where no code is of any importance, as of constants.
 
     Args:
         matrix: R (N, F).
@@ -248,18 +249,19 @@ def run(
     data, record = store.read(features, meta), runtime.read_json(config)
     if "grid" not in data.meta:
         raise UserError(
-            f"{meta}: {data.dataset} has no grid of known factors, by which disentanglement is measured. Choose a data "
-            "set that has one, such as rooms."
+            f"{meta}: {data.dataset} has no grid of known factors, by which disentanglement is measured. Choose one of "
+            f"{', '.join(name for name, row in sources.DATASETS.items() if row.factors)}."
         )
     grid, count, z = Grid.of(data.meta), record["segments"], data.train
     if len(z) != grid.size:
         sizes = " x ".join(map(str, grid.sizes))
-        raise runtime.damaged(features, f"holds {len(z)} images, the whole grid of {data.dataset} has {sizes} = {grid.size}")
+        raise runtime.damaged(
+            features, f"holds {len(z)} images, the whole grid of {data.dataset} has {sizes} = {grid.size}"
+        )
     if count < 2 or z.shape[1] % count:
         raise UserError(
-            f"{config}: segments is {count}, and z has {z.shape[1]} numbers in {features}: codes are equal pieces of z, "
-            f"two or more. Set representation.segments (and codes.count, where there are codes) to a divisor of "
-            f"{z.shape[1]}."
+            f"{config}: segments is {count}, but codes are equal pieces of z, two or more, and z has {z.shape[1]} numbers "
+            f"in {features}. Set representation.segments to a divisor of {z.shape[1]}, and train again."
         )
     codes, floor = principal(z, count), whole(z, count)
     scores, votes, matrix = _scores(codes.codes, grid, cfg)

@@ -3,13 +3,14 @@
 from snakemake.io import strip_wildcard_constraints
 
 LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
+DATA_SETS = sorted({config["pretrain"], *config["transfer"], *config["disentanglement"]["datasets"]})
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 
 
 # Takes the fingerprints of all sources that the data sets and the diffusion model are made of, and makes nothing.
 rule sources:
     params:
-        [data_seen(name) for name in sorted({config["pretrain"], *config["transfer"]})],
+        [data_seen(name) for name in DATA_SETS],
         diffusion_seen(config["pretrain"]),
 
 
@@ -19,7 +20,7 @@ localrules:
 
 rule data_sets:
     input:
-        expand(LEAVES["data"], dataset=sorted({config["pretrain"], *config["transfer"]})),
+        expand(LEAVES["data"], dataset=DATA_SETS),
 
 
 rule diffusion_model:
