@@ -124,7 +124,7 @@ def _votes(
 ) -> NDArray[np.int64]:
     fixed, factors = np.empty(count, np.int64), np.empty((count, batch, len(grid.sizes)), np.int64)
     for i in range(count):
-        fixed[i] = k = state.randint(len(grid.sizes))
+        fixed[i] = k = int(state.randint(len(grid.sizes)))
         factors[i] = sample(grid, batch, state)
         factors[i, :, k] = factors[i, 0, k]
     rows, active = grid.index(factors), np.flatnonzero(np.sqrt(variances) >= ACTIVE)
@@ -186,7 +186,7 @@ def mig(codes: Codes, grid: Grid, draws: params.Draws, seed: int) -> float:
     binned = [np.digitize(code, np.histogram(code, _BINS)[1][:-1]) for code in codes[rows].T]
     gaps = []
     for factor in grid.factors(rows).T:
-        *_, second, first = sorted(sklearn.metrics.mutual_info_score(factor, code) for code in binned)
+        second, first = sorted(sklearn.metrics.mutual_info_score(factor, code) for code in binned)[-2:]
         gaps.append((first - second) / sklearn.metrics.mutual_info_score(factor, factor))
     return float(np.mean(gaps))
 
@@ -205,7 +205,7 @@ def _distances(
     """Mean absolute differences (count, N) of pairs that share a factor, and which (count,)."""
     shared, pairs = np.empty(count, np.int64), np.empty((count, 2, batch, len(grid.sizes)), np.int64)
     for i in range(count):
-        shared[i] = k = state.randint(len(grid.sizes))
+        shared[i] = k = int(state.randint(len(grid.sizes)))
         pairs[i] = sample(grid, batch, state), sample(grid, batch, state)
         pairs[i, 1, :, k] = pairs[i, 0, :, k]
     rows = grid.index(pairs)
@@ -228,7 +228,7 @@ def sap(codes: Codes, grid: Grid, draws: params.Draws, seed: int) -> float:
         for code in codes.T[:, :, None]:
             model = LinearSVC(C=0.01, class_weight="balanced", random_state=seed).fit(code[train], labels)
             scores.append(model.score(code[test], expected))
-        *_, second, first = sorted(scores)
+        second, first = sorted(scores)[-2:]
         return float(first - second)
 
     return float(np.mean(over_blocks(gap, len(grid.sizes), 1)))
@@ -260,8 +260,8 @@ def run(
         )
     if count < 2 or z.shape[1] % count:
         raise UserError(
-            f"{config}: segments is {count}, but codes are equal pieces of z, two or more, and z has {z.shape[1]} numbers "
-            f"in {features}. Set representation.segments to a divisor of {z.shape[1]}, and train again."
+            f"{config}: segments is {count}, but codes are two or more equal pieces of z, and z has {z.shape[1]} "
+            f"numbers in {features}. Set representation.segments to a divisor of {z.shape[1]}, and train again."
         )
     codes, floor = principal(z, count), whole(z, count)
     scores, votes, matrix = _scores(codes.codes, grid, cfg)

@@ -42,7 +42,7 @@ def run(results: Sequence[Path], reference: Path, out: Path) -> None:
     """
     records = [runtime.read_json(path) for path in results]
     frame = table(records, runtime.read_csv(reference))
-    blocks = [(name, _shape(part)) for name, part in frame.groupby("pretrain", sort=False)]
+    blocks = [(str(name), _shape(part)) for name, part in frame.groupby("pretrain", sort=False)]
     note = _note(records)
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
@@ -81,7 +81,7 @@ def paper(record: Mapping[str, Any], reference: pd.DataFrame) -> dict[str, tuple
         return {}
     method, dataset = _PAPER[record["method"]], _SETS[record["pretrain"]]
     rows = reference[(reference["method"] == method) & (reference["dataset"] == dataset)].drop_duplicates("metric")
-    return {row.metric: (row.mean, row.std) for row in rows.itertuples()}
+    return dict(zip(rows["metric"], zip(rows["mean"], rows["std"], strict=True), strict=True))
 
 
 def differences(frame: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def _note(records: Sequence[Mapping[str, Any]]) -> str:
     cut = dict.fromkeys(f"{r['pretrain']}: z of {r['dim']} numbers in {r['codes']} codes" for r in records)
     lines = [
         "Floor: the same scores of as many principal components of all of z, a rotation that needs no method.",
-        "The FactorVAE score alone proves little: random rotations of perfect codes score .6 to .9, and .1 to .4 in DCI.",
+        "FactorVAE alone proves little: random rotations of perfect codes score .6 to .9, their DCI .1 to .4.",
         f"{'; '.join(cut)}. {'; '.join(protocols)}. Seeds: {', '.join(map(str, seeds))}"
         + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "; differences hold its luck."),
     ]
