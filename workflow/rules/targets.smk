@@ -4,6 +4,8 @@ from snakemake.io import strip_wildcard_constraints
 
 LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
 DATA_SETS = sorted({config["pretrain"], *config["transfer"], *config["disentanglement"]["datasets"]})
+# Where the tables' encoders are scored against factors, too, their features lie in the same folder.
+SCORED = [name for name in config["disentanglement"]["datasets"] if name == config["pretrain"]]
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 
 
@@ -42,4 +44,4 @@ for name in config["methods"]:
             name:
                 f"{level}@{name}"
             input:
-                expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"]),
+                expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"] + (SCORED if level == "features" else [])),
