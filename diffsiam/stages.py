@@ -37,7 +37,10 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_DEVICE),
-    "disentanglement": tuple(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
+    "disentanglement": (
+        *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
+        "representation.segments",
+    ),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),

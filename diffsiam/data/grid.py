@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-from diffsiam import runtime
-from diffsiam.data.readers import Source, Split
-from diffsiam.data.sources import DataSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +52,3 @@ class Grid:
             ValueError: a row is outside 0 .. size - 1.
         """
         return np.stack(np.unravel_index(np.asarray(index), self.sizes), axis=-1).astype(np.int64)
-
-
-def whole(row: DataSet, load: Callable[[int], Image.Image], origin: Mapping[str, Any]) -> Source:
-    """A grid as a source: train is all of it in its order; what test is, `drawn` says."""
-    names = [f"row {i}" for i in range(row.train)]
-    return Source([row.name], {"train": Split(names, np.zeros(row.train, np.int64), load)}, origin)
-
-
-def drawn(row: DataSet, train: Path, split_seed: int) -> Split:
-    """``row.test`` of a grid's images, for figures, in the order of their lot: out of ``train``, the array that was
-    written for train, since a compressed file is read only once, from its start to its end."""
-    rows = runtime.rng(split_seed, "grid/test", row.name).permutation(row.train)[: row.test]
-    written = functools.cache(lambda: np.load(train, mmap_mode="r"))
-    names = [f"row {i}" for i in rows]
-    return Split(names, np.zeros(len(rows), np.int64), lambda i: Image.fromarray(written()[rows[i]]))

@@ -6,6 +6,7 @@ Results depend on the images and on `params.Data`, not on threads, dates or the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import shutil
@@ -17,20 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import (
-    download,
-    embedded,
-    grid,
-    images,
-    places,
-    published,
-    published_grids,
-    readers,
-    sources,
-    unlabelled,
-)
+from diffsiam.data import download, embedded, images, places, published, published_grids, readers, sources, unlabelled
+from diffsiam.data.grid import Grid
 from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
@@ -52,7 +44,7 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
     ``val_fraction`` of train. Of a grid of factors train is the whole grid in its order, and test some of it
-    (`grid.drawn`).
+    (`drawn`).
 
     Args:
         attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
@@ -102,7 +94,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
     """Write the arrays of ``source`` into ``folder`` and return what meta.json is to hold."""
     splits = {"train": joined(source.splits)}
     if row.factors:
-        splits["test"] = grid.drawn(row, folder / "images_train.npy", cfg.split_seed)
+        splits["test"] = drawn(row, folder / "images_train.npy", cfg.split_seed)
     else:
         splits["test"] = source.splits["test"]
     arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}}
@@ -133,7 +125,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
     }
     if row.factors:
-        meta["grid"] = dataclasses.asdict(grid.Grid.named(row.factors))
+        meta["grid"] = dataclasses.asdict(Grid.named(row.factors))
     return meta
 
 
@@ -149,6 +141,15 @@ def joined(splits: Mapping[str, Split]) -> Split:
         lambda i: train.load(i) if i < n else val.load(i - n),
         None if train.attributes is None else np.concatenate([train.attributes, val.attributes]),
     )
+
+
+def drawn(row: sources.DataSet, train: Path, split_seed: int) -> Split:
+    """``row.test`` images of a grid of factors, for figures, in the order of their lot: out of ``train``, the array
+    that was written for train, since a compressed file is read only once, from its start to its end."""
+    rows = runtime.rng(split_seed, "grid/test", row.name).permutation(row.train)[: row.test]
+    written = functools.cache(lambda: np.load(train, mmap_mode="r"))
+    names = [f"row {i}" for i in rows]
+    return Split(names, np.zeros(len(rows), np.int64), lambda i: Image.fromarray(written()[rows[i]]))
 
 
 def write_images(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:

@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from diffsiam.data import download, grid
+from diffsiam.data import download, readers
+from diffsiam.data.grid import Grid
 from diffsiam.data.readers import Source
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -76,7 +77,7 @@ def read(row: DataSet, root: Path) -> Source:
         except Exception as e:  # not of one image, which `data.max_broken` might allow to leave out
             raise _damaged(place, e) from None
 
-    return grid.whole(row, load, {"kind": "grid", "file": row.archives[0].file})
+    return readers.grid(row, load, {"kind": "grid", "file": row.archives[0].file})
 
 
 def hdf5(path: Path, row: DataSet) -> Row:
@@ -89,13 +90,13 @@ def hdf5(path: Path, row: DataSet) -> Row:
         raise UserError(f"it has no {' and no '.join(missing)}, but {', '.join(file)}.")
     images = file[layout.images]
     _check_images(images.shape, images.dtype, row)
-    check_order(file[layout.factors][:], grid.Grid.named(row.factors))
+    check_order(file[layout.factors][:], Grid.named(row.factors))
     together = images.chunks[0] if images.chunks else 1  # images that can only be decompressed together
     bright = np.uint8(255 // layout.white)
     return _in_blocks(lambda start, stop: images[start:stop] * bright, together * max(1, _BLOCK // together))
 
 
-def check_order(factors: np.ndarray, expected: grid.Grid) -> None:
+def check_order(factors: np.ndarray, expected: Grid) -> None:
     """A `UserError` unless the rows of ``factors`` (N, columns) are those of ``expected``: a value stands for its rank
     in its column, and columns of one value are no factors."""
     columns = [np.unique(column, return_inverse=True) for column in factors.T]
@@ -148,7 +149,7 @@ def cars(folder: Path, row: DataSet) -> Row:
     memory (0.9 GB), for neighbours in the grid are of different files."""
     from scipy.io import loadmat
 
-    whole = grid.Grid.named(row.factors)
+    whole = Grid.named(row.factors)
     elevations, azimuths, types = whole.sizes
     files = sorted(path for path in folder.glob("*.mat") if not path.name.startswith("."))
     if len(files) != types:

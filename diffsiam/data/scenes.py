@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from diffsiam.data import grid, sources
+from diffsiam.data import readers, sources
+from diffsiam.data.grid import Grid
 from diffsiam.data.readers import Source
 
 _SUPERSAMPLE = 4  # samples along a pixel's side
@@ -24,7 +25,7 @@ def source(name: str, image_size: int) -> Source:
     render = {"rooms": rooms, "tiles": tiles}[name]
     render(0, image_size)  # casts what is cached, once, before threads ask for it
     origin = {"kind": "embedded", "package": "diffsiam"}
-    return grid.whole(sources.get(name), lambda i: Image.fromarray(render(i, image_size)), origin)
+    return readers.grid(sources.get(name), lambda i: Image.fromarray(render(i, image_size)), origin)
 
 
 def samples(image_size: int) -> np.ndarray:
@@ -39,7 +40,7 @@ def averaged(values: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------ rooms
-ROOMS = grid.Grid.named(sources.get("rooms").factors)
+ROOMS = Grid.named(sources.get("rooms").factors)
 SHAPES = ("cube", "cylinder", "sphere", "capsule")
 FLOOR, WALL, OBJECT = range(3)
 HUES = np.array([colorsys.hsv_to_rgb(i / 6, 0.85, 0.95) for i in range(6)])
@@ -180,7 +181,7 @@ def _finite(t: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------ tiles
-TILES = grid.Grid.named(sources.get("tiles").factors)
+TILES = Grid.named(sources.get("tiles").factors)
 RADII = np.linspace(0.12, 0.24, 4)  # of the circle around a shape, as a share of the image's side
 TURNS = np.radians(np.arange(8) * 90 / 8)  # a square looks the same after 90 degrees
 PLACES = np.linspace(RADII[-1], 1 - RADII[-1], 8)  # so every shape of every size lies wholly inside

@@ -236,13 +236,22 @@ def sap(codes: Codes, grid: Grid, draws: params.Draws, seed: int) -> float:
 
 # ------------------------------------------------------------------------------------------------- the record
 def run(
-    features: Path, meta: Path, config: Path, cfg: params.Disentanglement, out: Path, *, method: str, seed: int
+    features: Path,
+    meta: Path,
+    config: Path,
+    cfg: params.Disentanglement,
+    out: Path,
+    *,
+    count: int,
+    method: str,
+    seed: int,
 ) -> None:
     """Score stored features of a whole grid, and write scores, importances and votes as JSON.
 
     Args:
         features: those of `diffsiam.evaluation.features`, whose train images are the grid in its order.
-        config: config.json of the encoder, which says into how many codes z is cut.
+        config: config.json of the encoder.
+        count: into how many codes z is cut: the trained segments; of a method that has none (PDAE), as many.
     Raises:
         UserError: the data set has no grid, or the features are not of all of it; z cannot be cut; see `importances`.
     """
@@ -252,7 +261,7 @@ def run(
             f"{meta}: {data.dataset} has no grid of known factors, by which disentanglement is measured. Choose one of "
             f"{', '.join(name for name, row in sources.DATASETS.items() if row.factors)}."
         )
-    grid, count, z = Grid.of(data.meta), record["segments"], data.train
+    grid, z = Grid.of(data.meta), data.train
     if len(z) != grid.size:
         sizes = " x ".join(map(str, grid.sizes))
         raise runtime.damaged(
@@ -260,8 +269,8 @@ def run(
         )
     if count < 2 or z.shape[1] % count:
         raise UserError(
-            f"{config}: segments is {count}, but codes are two or more equal pieces of z, and z has {z.shape[1]} "
-            f"numbers in {features}. Set representation.segments to a divisor of {z.shape[1]}, and train again."
+            f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has "
+            f"{z.shape[1]} numbers in {features}. Choose a divisor of {z.shape[1]}."
         )
     codes, floor = principal(z, count), whole(z, count)
     scores, votes, matrix = _scores(codes.codes, grid, cfg)

@@ -158,6 +158,7 @@ def test_test_images_are_drawn_from_the_grid_by_seed(
         drawn.append([int(np.flatnonzero((images == image).all(axis=(1, 2, 3)))[0]) for image in test])
     assert len(set(drawn[0])) == 10
     assert drawn[0] == drawn[1] != drawn[2]
+    assert max(drawn[0]) > 60  # of 120 rows
     assert drawn[0] != sorted(drawn[0])  # pairs of neighbours in a figure are no neighbours in the grid
 
 

@@ -123,7 +123,7 @@ def test_orientation_moves_the_corner_behind_every_shape(shape: int) -> None:
 
 
 @pytest.mark.parametrize(("render", "grid"), [(scenes.rooms, ROOMS), (scenes.tiles, TILES)], ids=["rooms", "tiles"])
-def test_all_images_of_a_grid_differ(render: Callable[[int, int], np.ndarray], grid: scenes.grid.Grid) -> None:
+def test_all_images_of_a_grid_differ(render: Callable[[int, int], np.ndarray], grid: scenes.Grid) -> None:
     assert grid.size == {6: 24_192, 5: 6_144}[len(grid.sizes)]
     assert len({render(i, 32).tobytes() for i in range(grid.size)}) == grid.size
 

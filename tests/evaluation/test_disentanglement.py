@@ -258,19 +258,19 @@ def test_codes_are_scikit_learns_first_components_up_to_the_sign() -> None:
 CFG = params.Disentanglement(("rooms",), ("pdae",), ("dci_block", "mig", "beta_vae", "sap"), FEW, "fast", 0)
 
 
-def files(folder: Path, z: np.ndarray, segments: int = 2, **more: Any) -> tuple[Path, Path, Path]:
+def files(folder: Path, z: np.ndarray) -> tuple[Path, Path, Path]:
     """Features of a grid of 12 cells, and the records beside them."""
     meta = {"dataset": "rooms", "classes": ["all"], "metric": "accuracy", "image_size": 16, "splits": {"val": [0]}}
-    meta |= {"counts": {"train": len(z), "test": 1}, "grid": {"names": SMALL.names, "sizes": SMALL.sizes}} | more
+    meta |= {"counts": {"train": len(z), "test": 1}, "grid": {"names": SMALL.names, "sizes": SMALL.sizes}}
     zeros = np.zeros(len(z), np.int64)
     store.write(folder / "z.npz", z, zeros, z[:1], zeros[:1])
     (folder / "meta.json").write_text(json.dumps(meta))
-    (folder / "config.json").write_text(json.dumps({"segments": segments, "dim": z.shape[1]}))
+    (folder / "config.json").write_text(json.dumps({"dim": z.shape[1]}))
     return folder / "z.npz", folder / "meta.json", folder / "config.json"
 
 
 def test_the_record_holds_every_score_with_its_floor(tmp_path: Path, codes: np.ndarray) -> None:
-    d.run(*files(tmp_path, codes), CFG, tmp_path / "out.json", method="pdae", seed=4)
+    d.run(*files(tmp_path, codes), CFG, tmp_path / "out.json", count=2, method="pdae", seed=4)
     record = json.loads((tmp_path / "out.json").read_text())
     names = {"factorvae", "dci", "dci_block", "completeness", "informativeness", "mig", "beta_vae", "sap"}
     assert set(record["scores"]) == names | {f"{name}_floor" for name in names}
@@ -286,7 +286,7 @@ def test_the_record_holds_every_score_with_its_floor(tmp_path: Path, codes: np.n
 
 def test_constant_codes_are_recorded_as_null_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     z = np.full((12, 4), 2, np.float32)
-    d.run(*files(tmp_path, z), CFG, tmp_path / "out.json", method="pdae", seed=0)
+    d.run(*files(tmp_path, z), CFG, tmp_path / "out.json", count=2, method="pdae", seed=0)
     record = json.loads((tmp_path / "out.json").read_text())
     assert (record["scores"]["dci"], record["scores"]["factorvae"], record["active"]) == (None, 0, 0)
     assert record["explained"] == [None, None]
@@ -298,8 +298,8 @@ def test_constant_codes_are_recorded_as_null_and_said(tmp_path: Path, capsys: py
     ("change", "words"),
     [
         ({"z": 11}, ["holds 11 images", "3 x 4 = 12"]),
-        ({"segments": 3}, ["segments is 3", "z has 4 numbers", "divisor of 4"]),
-        ({"segments": 1}, ["segments is 1", "two or more"]),
+        ({"segments": 3}, ["representation.segments: met 3", "z has 4 numbers", "divisor of 4"]),
+        ({"segments": 1}, ["representation.segments: met 1", "two or more"]),
         ({"grid": None}, ["no grid of known factors", "Choose one of", "rooms"]),
         ({"train": 2}, ["disentanglement.draws.train: met 2", "values of the factor"]),
     ],
@@ -307,13 +307,13 @@ def test_constant_codes_are_recorded_as_null_and_said(tmp_path: Path, capsys: py
 def test_what_cannot_be_measured_is_one_message_and_leaves_nothing(
     change: dict[str, Any], words: list[str], tmp_path: Path, codes: np.ndarray
 ) -> None:
-    paths = files(tmp_path, codes[: change.get("z", 12)], change.get("segments", 2))
+    paths = files(tmp_path, codes[: change.get("z", 12)])
     if "grid" in change:
         meta = json.loads(paths[1].read_text())
         del meta["grid"]
         paths[1].write_text(json.dumps(meta))
     cfg = dataclasses.replace(CFG, draws=dataclasses.replace(FEW, train=change.get("train", FEW.train)))
     with pytest.raises(UserError) as error:
-        d.run(*paths, cfg, tmp_path / "out.json", method="pdae", seed=0)
+        d.run(*paths, cfg, tmp_path / "out.json", count=change.get("segments", 2), method="pdae", seed=0)
     assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "out.json").exists()
