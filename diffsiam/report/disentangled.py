@@ -93,7 +93,7 @@ def differences(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for pretrain, part in frame.groupby("pretrain", sort=False):
-        values = part.set_index(["metric", "method", "seed"])["value"]
+        values = part.set_index(["metric", "method", "seed"])["value"].sort_index()
         names = list(dict.fromkeys(part["method"]))
         pairs = [(method, against) for against, method in itertools.combinations(names, 2)]
         pairs += [(method, FLOOR) for method in names]

@@ -35,6 +35,7 @@ def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clon
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
     clone.edit("disentanglement.datasets", ["rooms"])
+    clone.edit("disentanglement.methods", ["pdae", "diti", "diffsiam_hier"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
     return clone
 

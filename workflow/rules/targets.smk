@@ -13,7 +13,7 @@ EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 rule sources:
     params:
         [data_seen(name) for name in DATA_SETS],
-        diffusion_seen(config["pretrain"]),
+        [diffusion_seen(name) for name in [config["pretrain"], *config["disentanglement"]["datasets"]]],
 
 
 localrules:
