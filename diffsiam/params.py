@@ -179,8 +179,32 @@ class ProbMask:
 
 @dataclasses.dataclass(frozen=True)
 class Swaps:
+    """How swaps of codes are sampled: from which ``x_T`` (``shared`` or ``inverted``), and how many are measured."""
+
     x_T: str
     samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of the disentanglement metrics: ``train`` and ``test`` count votes of ``batch`` draws each where a metric
+    votes, and single draws where it does not."""
+
+    variance: int
+    train: int
+    test: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentanglement:
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    draws: Draws
+    trees: str
+    seed: int
+    swaps: Swaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +289,7 @@ SECTIONS: dict[str, type] = {
     "linear": Linear,
     "fewshot": FewShot,
     "probmask": ProbMask,
+    "disentanglement": Disentanglement,
     "generation": Generation,
     "figures": Figures,
     "runtime": Runtime,
