@@ -142,12 +142,25 @@ def _disentangled(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    if args.what == "swaps":
+        return _swaps(args, raw)
     from diffsiam.generation import figures
 
     sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
     rest = {"representation": args.representation, "probmask": args.probmask, "classifier": args.classifier}
     rest["segments"] = params.section(raw, params.Representation).segments
     figures.run(args.what, *sections, args.data, args.diffusion, args.out, root=_root(raw), **rest)
+    return None
+
+
+def _swaps(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import swaps
+
+    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
+    rest: dict[str, Any] = {"representation": args.representation, "classifier": args.classifier}
+    rest["segments"] = params.section(raw, params.Representation).segments
+    settings = params.section(raw, params.Disentanglement).swaps
+    swaps.run(*sections, settings, args.data, args.diffusion, args.out, root=_root(raw), **rest)
 
 
 def _counterfactual(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -310,12 +323,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the published numbers")
 
     sub = stage("generate", _generate, "Make the arrays behind a figure, or the numbers beside them.")
-    sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "classifier", "numbers"])
+    sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "swaps", "classifier", "numbers"])
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
     sub.add_argument("--diffusion", type=Path, metavar="DIR", help="frozen diffusion model; not for classifier")
     sub.add_argument("--representation", type=Path, metavar="DIR", help="trained method; not for denoise, classifier")
     sub.add_argument("--probmask", type=Path, nargs="+", default=[], metavar="FILE", help="probmask's; rows in order")
-    sub.add_argument("--classifier", type=Path, metavar="FILE", help="what classifier wrote; for numbers")
+    sub.add_argument("--classifier", type=Path, metavar="FILE", help="what classifier wrote; for numbers, swaps")
 
     def trained_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--method", default="diffsiam_hier", help="default: diffsiam_hier")
@@ -351,7 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
-    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors")
+    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors, swaps")
     sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
     sub.add_argument(
         "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"

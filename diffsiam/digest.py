@@ -28,6 +28,7 @@ STAGE_MODULES = {
     "probmask": "diffsiam.evaluation.probmask",
     "disentanglement": "diffsiam.evaluation.disentanglement",
     "generation": "diffsiam.generation.figures",
+    "swaps": "diffsiam.generation.swaps",
     "attributes": "diffsiam.data.scene_attributes",
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",

@@ -13,9 +13,8 @@ from diffsiam import params
 _DEVICE = ("runtime.device", "runtime.threads", "runtime.deterministic")
 _CAPTURED = (*_DEVICE, "runtime.graph")
 _TRAINING = (*_CAPTURED, "runtime.precision", "runtime.compile")
-_SAMPLING = tuple(
-    f"generation.{name}" for name in ("steps", "solver", "inversion", "guidance", "clip", "batch_size", "pairs.seed")
-)
+_UNGUIDED = tuple(f"generation.{name}" for name in ("steps", "solver", "inversion", "clip", "batch_size", "pairs.seed"))
+_SAMPLING = (*_UNGUIDED, "generation.guidance")
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
 _RANGES = ("generation.ranges", "representation.segments")
@@ -41,6 +40,7 @@ PARAMS: dict[str, tuple[str, ...]] = {
         *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
         "representation.segments",
     ),
+    "swaps": ("disentanglement.swaps", *_UNGUIDED, "representation.segments", *_CAPTURED),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),

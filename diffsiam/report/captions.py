@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam import runtime
-from diffsiam.report import factors
+from diffsiam.report import factors, swaps
 from diffsiam.report.figures import Inputs, manipulated, method_title, training_history
 
 
@@ -104,4 +104,7 @@ SHOWS: dict[str, Callable[[Inputs], str]] = {
     "4_8": _shapes,
     "4_9": _loss,
 }
-OWN: dict[str, Callable[[Inputs], str]] = {"factors": lambda inputs: factors.shows(factors.read(inputs.files))}
+OWN: dict[str, Callable[[Inputs], str]] = {
+    "factors": lambda inputs: factors.shows(factors.read(inputs.files)),
+    "swaps": lambda inputs: swaps.shows([*inputs.arrays(swaps.NEEDED).values()]),
+}

@@ -284,6 +284,12 @@ def _factors(inputs: Inputs) -> Figure:
     return factors.draw(factors.read(inputs.files))
 
 
+def _swaps(inputs: Inputs) -> Figure:
+    from diffsiam.report import swaps
+
+    return swaps.draw([*inputs.arrays(swaps.NEEDED).values()])
+
+
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "1_1": denoise,
     "3_1": _architecture,
@@ -298,4 +304,4 @@ FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "4_9": loss,
 }
 # Not the thesis's: files are named by the word alone.
-OWN: dict[str, Callable[[Inputs], Figure]] = {"factors": _factors}
+OWN: dict[str, Callable[[Inputs], Figure]] = {"factors": _factors, "swaps": _swaps}

@@ -73,13 +73,75 @@ rule figure_factors:
         "--params '{{}}' 2>&1 | tee {log}"
 
 
+# Of the first seed, like all pictures; by the rule pixel_classifier's network.
+rule swaps:
+    input:
+        trained=TRAINED,
+        diffusion=rules.diffusion.output[:2],
+        classifier=f"{MADE}/classifier.safetensors",
+        facts=f"{MADE}/classifier.json",
+        images="results/data/{pretrain}/images_train.npy",
+        meta="results/data/{pretrain}/meta.json",
+    output:
+        arrays=f"{MADE}/swaps_{{method}}.npz",
+        numbers=f"{MADE}/swaps_{{method}}.csv",
+    params:
+        own=own("swaps"),
+        code=digest.digest("swaps"),
+        trained=lambda wildcards, input: Path(input.trained[0]).parent.as_posix(),
+    log:
+        "results/logs/generation/{pretrain}/swaps_{method}.log",
+    benchmark:
+        "results/timings/generation/{pretrain}/swaps_{method}.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=8000,
+        runtime=12 * 60,
+        gpu_jobs=1,
+    shell:
+        "diffsiam generate swaps --data $(dirname {input.meta}) --diffusion results/diffusion/{wildcards.pretrain} "
+        "--representation {params.trained} --classifier {input.classifier} --out {output.arrays} "
+        "--params {params.own:q} 2>&1 | tee {log}"
+
+
+SWAPPED = [name for name in FACTORS["method"] if METHODS[name].diffusion]
+
+
+rule figure_swaps:
+    input:
+        expand(rules.swaps.output.arrays, pretrain=FACTORS["pretrain"], method=SWAPPED),
+    output:
+        png=report(
+            "results/figures/swaps.png",
+            caption="../report/swaps.rst",
+            category="Figures",
+            labels={"figure": "swaps", "data set": ", ".join(FACTORS["pretrain"])},
+        ),
+        pdf="results/figures/swaps.pdf",
+        shows="results/figures/swaps.rst",
+    params:
+        code=digest.digest("figures"),
+        dataset=", ".join(FACTORS["pretrain"]),
+        files=lambda wildcards, input: [f"{file}={file}" for file in input],
+    log:
+        "results/logs/figures/swaps.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam figure swaps --dataset {params.dataset:q} --input {params.files} --out {output.png} "
+        "--params '{{}}' 2>&1 | tee {log}"
+
+
 rule disentanglement:
     input:
         rules.table_disentanglement.output,
         rules.figure_factors.output if FACTORS["pretrain"] else [],
+        rules.figure_swaps.output if FACTORS["pretrain"] and SWAPPED else [],
 
 
 localrules:
     table_disentanglement,
     figure_factors,
+    figure_swaps,
     disentanglement,
