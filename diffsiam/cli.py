@@ -130,7 +130,8 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 def _disentanglement(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import disentanglement
 
-    cfg, count = params.section(raw, params.Disentanglement), params.section(raw, params.Representation).segments
+    cfg = params.section(raw, params.Disentanglement)
+    count = raw.get("representation", {}).get("segments", 0)  # of this data set; what else is there may be another's
     whose = {"method": args.method, "seed": args.seed}
     disentanglement.run(args.features, args.meta, args.config, cfg, args.out, count=count, **whose)
 
