@@ -1,7 +1,7 @@
 # Each target sets up .venv first if it is missing. `make PYTHON=python3.12 table` picks another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-TESTS := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder  # tests/conftest.py has the groups
+TESTS := $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder  # tests/conftest.py divides them
 READY := .venv/.ready
 DOCS := .venv/.docs
 

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-# Folders whose tests share a finished run, or the one cluster that a machine can have: each stays with one worker. They
-# are begun first, since they take longest and mostly wait.
+# Folders whose tests share a finished run, or the one cluster that a machine can have: each stays with one worker.
 WHOLE = ("slurm", "dvc")
-FIRST = (*WHOLE, "workflow", "training")
+FIRST = (*WHOLE, "workflow", "training")  # they take longest, and the cluster mostly waits
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two workers on two cores wait for each other
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers read the groups in this hook
+def folder(path: Path) -> str:
+    """The part of the package that a test file is about."""
+    return path.relative_to(HERE).parts[0]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A file's tests share fixtures, so they stay together too."""
-    if not hasattr(config, "workerinput"):
-        return
-    folder = {item: item.path.relative_to(HERE).parts[0] for item in items}
-    items.sort(key=lambda item: FIRST.index(folder[item]) if folder[item] in FIRST else len(FIRST))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(folder[item] if folder[item] in WHOLE else item.path.stem))
+    """What takes longest begins first where there are workers; else files come in their order."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*FIRST, folder(item.path)).index(folder(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files whole, since their tests share fixtures, and some folders. xdist's own groups are lost under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            part = folder(config.rootpath / file)
+            return part if part in WHOLE else file
+
+    return Scheduling(config, log)
