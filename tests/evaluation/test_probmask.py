@@ -263,9 +263,17 @@ def test_the_stage_writes_a_masked_and_a_whole_classifier_of_every_attribute_of_
     assert (whole.dims, whole.masked, c.masked) == (32, False, True)
 
 
-def test_one_attribute_can_be_asked_for(place: Path) -> None:
-    run(place, place / "out", attribute="blue_top", dims=2)
-    assert {p.stem for p in (place / "out").iterdir()} == {"Blue_top_2", "Blue_top_all"}
+def test_one_attribute_can_be_asked_for_and_is_what_it_is_in_company(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, place / "all")
+    monkeypatch.setattr(probmask, "l1_logistic", lambda x, *_: np.eye(x.shape[1], dtype=np.float32)[0])
+    run(place, place / "out", attribute="red_left", dims=5)
+    assert {p.stem for p in (place / "out").iterdir()} == {"Red_left_5", "Red_left_all"}
+    alone, together = (probmask.read(place / folder / "Red_left_5.safetensors") for folder in ("out", "all"))
+    assert np.allclose(alone.weight, together.weight, atol=1e-5)
+    assert alone.bias == pytest.approx(together.bias, abs=1e-5)
+    assert json.loads((place / "out" / "Red_left_5.json").read_text())["l1_dims"] == 1
 
 
 def test_mistakes_are_named(place: Path) -> None:
