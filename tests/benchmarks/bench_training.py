@@ -266,8 +266,9 @@ def disdiff_step() -> list[dict[str, object]]:
 
     def steps(name: str) -> Callable:
         task = representation.make_task(name, cfg, torch.from_numpy(small), dm, s.device)
-        optimizers = lambda module: representation.make_optimizers(module, cfg)  # noqa: E731
-        return s.ours(task.module, dict(task.averaged), task.batch, optimizers, small)
+        return s.ours(
+            task.module, dict(task.averaged), task.batch, lambda m: representation.make_optimizers(m, cfg), small
+        )
 
     ours, pdae = steps("disdiff"), steps("pdae")
     a, b = alternate(ours, pdae)
