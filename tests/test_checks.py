@@ -118,7 +118,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         {"disentanglement__datasets": ["rooms", "sprites"]},
         ["disentanglement.datasets.1: sprites has no grid", "rooms, tiles"],
     ),
-    ({"disentanglement__draws__train": 139}, ["draws.train: met 139", "orientation of rooms has 7 values", "least 140"]),
+    (
+        {"disentanglement__draws__train": 139},
+        ["draws.train: met 139", "orientation of rooms has 7 values", "least 140"],
+    ),
     (
         {"overrides": {"rooms": {"representation": {"segments": 1}}}},
         ["representation.segments: met 1", "disentanglement on rooms"],
