@@ -51,7 +51,9 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Figure:
         axes[0].set_ylabel(f"{row[0]['pretrain']}: code or segment", fontsize=8)
         for ax in axes[len(row) :]:
             ax.axis("off")
-    fig.colorbar(shown, ax=panels, shrink=0.6, label="share of a factor's importance")
+    scale = fig.colorbar(shown, ax=panels, shrink=0.6)
+    scale.ax.tick_params(labelsize=7)
+    scale.set_label("share of a factor's importance", fontsize=8)
     fig.suptitle("Which codes carry which factor", fontsize=10)
     return fig
 

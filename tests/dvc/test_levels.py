@@ -23,7 +23,7 @@ from tests.dvc.clones import Clone, closure
 JOBS = Path(__file__).parent / "jobs.py"
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
 FACTORS = {"dataset": "datasets", "pretrain": "datasets", "method": "methods"}  # the same, of disentanglement
-BETWEEN = ("diffusion", "representation", "features", "disentanglement")
+BETWEEN = ("diffusion", "representation", "features")
 LISTS = {"dataset": "transfer", "seed": "seeds", "method": "methods"}  # wildcard: the list that its values come from
 
 

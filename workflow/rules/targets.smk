@@ -45,3 +45,12 @@ for name in config["methods"]:
                 f"{level}@{name}"
             input:
                 expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"] + (SCORED if level == "features" else [])),
+
+
+for name in config["disentanglement"]["datasets"]:
+
+    rule:
+        name:
+            f"disentanglement@{name}"
+        input:
+            expand(SCORES, pretrain=name, method=FACTORS["method"], seed=config["seeds"]),
