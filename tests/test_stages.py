@@ -32,7 +32,10 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
     },
     "runtime": MICRO["runtime"] | {"precision": "fp32"},
     "probmask": {"attributes": [{"dataset": "sprites", "name": "Red", "dims": 8}], "steps": 10},
-    "disentanglement": {"draws": {"variance": 20, "train": 140, "test": 20, "batch": 4}},
+    "disentanglement": {
+        "draws": {"variance": 20, "train": 140, "test": 20, "batch": 4},
+        "swaps": {"x_T": "inverted", "samples": 8},
+    },
     "generation": {
         "steps": 1,
         "pairs": {"count": 1},
@@ -181,6 +184,13 @@ def reads(commands: Commands) -> dict[str, set[str]]:
     ):
         with of(kind):
             commands.run("generate", kind, *rest, "--out", at / file)
+    (at / "grid").mkdir()
+    np.save(at / "grid" / "images_train.npy", np.load(at / "data" / "images_train.npy")[:6])
+    runtime.write_json(at / "grid" / "meta.json", meta)
+    commands.run("generate", "classifier", "--data", at / "grid", "--out", at / "factors.safetensors")
+    with of("swaps"):
+        where = ["--classifier", at / "factors.safetensors", "--out", at / "swaps.npz"]
+        commands.run("generate", "swaps", "--data", at / "grid", *networks[2:6], *where)
     return found
 
 

@@ -87,6 +87,7 @@ VALUES: dict[str, Any] = {
     "disentanglement.methods": ["untrained", "diti"],
     "disentanglement.metrics": ["mig"],
     "disentanglement.trees": "sklearn",
+    "disentanglement.swaps.x_T": "inverted",
     "generation.methods": ["pdae", "diffsiam_hier"],
     "generation.solver": "ddim",
     "generation.inversion": "frozen",
@@ -152,7 +153,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
         case "representation":
             return "representation" if METHODS[rest].trained else "untrained", METHODS[rest].unused
-        case "data" | "features" | "linear" | "fewshot" | "probmask":
+        case "data" | "features" | "linear" | "fewshot" | "probmask" | "swaps":
             return first, ()
         case "generate":
             return rest, ()
