@@ -76,7 +76,7 @@ rule figure_factors:
 # Of the first seed, like all pictures; by the rule pixel_classifier's network.
 rule swaps:
     input:
-        trained=TRAINED,
+        trained=NETWORKS,
         diffusion=rules.diffusion.output[:2],
         classifier=f"{MADE}/classifier.safetensors",
         facts=f"{MADE}/classifier.json",

@@ -6,7 +6,7 @@ for row in config["probmask"]["attributes"]:
 SHOWN = f"seed{config['seeds'][0]}"  # the trainings that figures show
 MADE = "results/generation/{pretrain}"
 TEST = multiext("results/data/{pretrain}/", "images_test.npy", "attributes_test.npy", "meta.json")
-TRAINED = multiext(
+NETWORKS = multiext(
     f"results/representation/{{pretrain}}/{{method}}/{SHOWN}/", "config.json", "encoder_ema.safetensors", "decoder_ema.safetensors"
 )
 
@@ -25,10 +25,10 @@ def judge(wildcards):
 # What each kind of pictures or numbers needs besides the test images and the diffusion model.
 KINDS = {
     "denoise.npz": {},
-    "counterfactual_{method}.npz": {"trained": TRAINED},
-    "manipulation_{method}.npz": {"trained": TRAINED, "probmask": classifiers},
+    "counterfactual_{method}.npz": {"trained": NETWORKS},
+    "manipulation_{method}.npz": {"trained": NETWORKS, "probmask": classifiers},
     "numbers_{method}.csv": {
-        "trained": TRAINED,
+        "trained": NETWORKS,
         "probmask": classifiers,
         "classifier": judge,
         "labels": "results/data/{pretrain}/attributes_train.npy",
