@@ -22,7 +22,7 @@ Values = NDArray[np.int64]  # of the factors of images, (..., F)
 
 class Carried(NamedTuple):
     """What a code carries: ``factor`` moves most, ``second`` next; shares of samples in 0 to 1, NaN where no sample
-    tells. ``others`` is the mean over all factors but the first."""
+    tells. ``others`` is the mean over all factors but the first, of those that some sample tells."""
 
     factor: int
     second: int
@@ -77,4 +77,6 @@ def carried(before: Values, after: Values, target: Values) -> Carried:
     chosen_on, shares = (moved(before[part], after[part], target[part]) for part in np.s_[:half, half:])
     order = np.argsort(-np.nan_to_num(chosen_on, nan=-1), kind="stable")
     first, second = int(order[0]), int(order[1])
-    return Carried(first, second, float(shares[first]), float(shares[second]), float(np.delete(shares, first).mean()))
+    rest = np.delete(shares, first)
+    others = float(rest[~np.isnan(rest)].mean()) if not np.isnan(rest).all() else float("nan")
+    return Carried(first, second, float(shares[first]), float(shares[second]), others)

@@ -53,6 +53,11 @@ def test_a_factor_that_agrees_beforehand_counts_nowhere() -> None:
     found = factors.moved(before, target, target)
     assert np.isnan(found[1])
     assert found[[0, 2]].tolist() == [1, 1]
+    after = np.where([True, False, False], target, before)
+    carried = factors.carried(before, after, target)
+    assert (carried.factor, carried.intended, carried.others) == (0, 1, 0)
+    none = factors.carried(before, after, before)
+    assert np.isnan([none.intended, none.others]).all()
 
 
 def test_the_factor_is_chosen_on_the_first_half_and_measured_on_the_second() -> None:

@@ -173,20 +173,25 @@ def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: st
     assert set(table["measure"]) == ({"swap", "partial"} if method == "disdiff" else {"swap"})
 
 
-def test_one_target_guides_the_noises_that_are_shown(results: Path) -> None:
+def test_one_target_guides_the_noises_that_are_shown_and_the_next_those_after_them(results: Path) -> None:
     arrays = np.load(run(results, "disdiff"))
     cfg, data = tiny_guided.settings(guidance="score"), results / "data" / "sprites"
     places = results / "representation" / "sprites" / "disdiff" / "seed0", results / "diffusion" / "sprites"
     model = guided.load(*places, cfg, "cpu")
+    net = measure.load(results / "generation" / "classifier.safetensors", ["hue", "side"], sum(SIZES))
     _, targets = runtime.rng(cfg.pairs.seed, "swaps").integers(30, size=(2, 8))
-    target = np.load(data / "images_train.npy")[targets[:1]]
-    z = model.encode(torch.from_numpy(target).permute(0, 3, 1, 2) / 127.5 - 1).expand(6, -1)
-    noise = torch.stack([torch.randn(3, SIDE, SIDE, generator=runtime.generator(0, "partial", i)) for i in range(6)])
-    expected = figures.to_stored(torch.stack([model.sample(noise, None), model.sample(noise, z)]))
+    rows = targets[[0, 0, 0, 0, 0, 0, 6, 6]]
+    target = np.load(data / "images_train.npy")[rows]
+    z = model.encode(torch.from_numpy(target).permute(0, 3, 1, 2) / 127.5 - 1)
+    noise = torch.stack([torch.randn(3, SIDE, SIDE, generator=runtime.generator(0, "partial", i)) for i in range(8)])
+    made = [figures.to_stored(images) for images in (model.sample(noise, None), model.sample(noise, z))]
     assert (arrays["partial_target"] == target[0]).all()
-    assert np.abs(arrays["partial"][[0, -1]].astype(int) - expected).max() <= 1
+    assert np.abs(arrays["partial"][[0, -1]].astype(int) - np.stack(made)[:, :6]).max() <= 1
     assert arrays["partial"].shape == (CODES + 2, 6, SIDE, SIDE, 3)
-    assert arrays["partial_moved"].shape == (CODES + 1, 2)
+    before, after = (factors.predict(net, torch.from_numpy(x), SIZES, torch.device("cpu")) for x in made)
+    for k, values in enumerate((rows // 5, rows % 5)):
+        kept = [i for i in range(8) if before[i, k] != values[i]]
+        assert arrays["partial_moved"][-1, k] == pytest.approx(sum(after[i, k] == values[i] for i in kept) / len(kept))
 
 
 @pytest.mark.parametrize(
