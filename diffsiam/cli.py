@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def stage(name: str, run: Any, text: str, *, ruled: bool = True) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1, ruled=ruled)
+        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None)
         sub.add_argument(
             "--params",
             action="append",
