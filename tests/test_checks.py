@@ -23,7 +23,9 @@ from diffsiam.models import segments
 from diffsiam.models.unet import DiffusionModel
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = yaml.safe_load((ROOT / "workflow" / "presets" / "demo.yaml").read_text())
+SHIPPED = yaml.safe_load((ROOT / "workflow" / "presets" / "demo.yaml").read_text())
+# The demo without what the overrides of a data set ask for: they are replaced here.
+DEMO = SHIPPED | {"overrides": {}, "disentanglement": SHIPPED["disentanglement"] | {"methods": ["untrained", "pdae"]}}
 NOTE = "Dark background"
 
 

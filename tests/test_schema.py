@@ -18,7 +18,8 @@ from diffsiam.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "workflow" / "presets" / "demo.yaml").read_text()
 OVERRIDES = {"CelebA": {"data": {"image_size": 64}, "representation": {"steps": 5, "views": {"flip": 0.1}}}}
-RAW: dict[str, Any] = yaml.safe_load(TEXT) | {"overrides": OVERRIDES}
+SHIPPED = yaml.safe_load(TEXT)
+RAW: dict[str, Any] = SHIPPED | {"overrides": SHIPPED["overrides"] | OVERRIDES}
 SCHEMA = yaml.safe_load(schema.SCHEMA.read_text())
 Key = tuple[str | int, ...]
 

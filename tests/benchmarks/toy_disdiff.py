@@ -35,7 +35,7 @@ DRAWS = params.Draws(variance=10_000, train=10_000, test=5_000, batch=64)
 
 
 def points(seed: int) -> Tensor:
-    """All combinations of the factors, the first slowest: (125, 12), unit variance."""
+    """All combinations of the factors, the first slowest: (125, 12), of a variance near a half."""
     g = runtime.generator(seed, "toy/data")
     values = torch.randn(FACTORS, VALUES, NUMBERS, generator=g)
     grid = torch.cartesian_prod(*(torch.arange(VALUES) for _ in range(FACTORS)))
