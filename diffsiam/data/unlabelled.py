@@ -147,7 +147,7 @@ def with_attributes(source: Source, table: Path) -> Source:
     one number per attribute; it is present where the number is above 0.
 
     Raises:
-        UserError: not such a table, or an image has no row.
+        UserError: not such a table, or an image has no row, or two.
     """
     import pandas as pd
 
@@ -158,7 +158,13 @@ def with_attributes(source: Source, table: Path) -> Source:
         raise UserError(
             f"{table}: not a table of attributes ({e}). Needed: a header image,<name>,... and numbers."
         ) from None
-    rows = {composed(name): i for i, name in enumerate(frame.index)}
+    rows = {composed(str(name)): i for i, name in enumerate(frame.index)}
+    if len(rows) < len(frame) or not np.isfinite(values).all():
+        twice = frame.index[frame.index.duplicated() | ~np.isfinite(values).all(axis=1)]
+        raise UserError(
+            f"{table}: {twice[0]} stands there twice, or lacks a number. Needed is one row for each image, without "
+            "empty cells."
+        )
     splits = {}
     for part, split in source.splits.items():
         if missing := [name for name in split.names if composed(name) not in rows]:
