@@ -51,8 +51,8 @@ def read(name: str, own: Own, split_seed: int) -> Source:
     origin = {"kind": f"own {kind}"}
     if "test" not in found:
         found |= _drawn(path, found["train"], split_seed)
-        origin["test"] = f"{TEST_SHARE:.0%} of every class, drawn by data.split_seed {split_seed}"
-        print(f"{name}: no test split, so test is {origin['test']}.", file=sys.stderr)
+        origin["test"] = f"with {TEST_SHARE:.0%} of every class drawn for test by data.split_seed {split_seed}"
+        print(f"{name}: has no test split, so it is read {origin['test']}.", file=sys.stderr)
     if own.validation is not None and "val" in found:
         raise UserError(f"datasets.{name}.validation: met {own.validation:g}, but {path} has a val split. Drop either.")
     readers.check_classes(path, found)
@@ -79,21 +79,26 @@ def entered(words: Sequence[str], entries: Entries) -> tuple[list[str], Entries]
     named by the letters and digits of its last part."""
     names: list[str] = []
     for word in words:
-        known, path = table(entries), place(word)
-        if word not in known and not path.exists():
-            raise UserError(
-                f"--data {word}: neither a data set nor a folder, tar or CSV of images. Data sets: {', '.join(known)}."
-            )
-        name = word if word in known else re.sub("[^A-Za-z0-9]", "", path.name if path.is_dir() else path.stem)
-        if word not in known:
-            if not name or name in known:
-                raise UserError(
-                    f"--data {word}: {name or 'without letters and digits it'} is no new name. Give it one in section "
-                    "datasets of params.yaml, and name that."
-                )
-            entries = {**entries, name: {"path": word}}
+        name, entries = (word, entries) if word in table(entries) else _entered(word, entries)
         names.append(name)
     return names, entries
+
+
+def _entered(word: str, entries: Entries) -> tuple[str, Entries]:
+    known, path = table(entries), place(word).resolve()
+    if not path.exists():
+        raise UserError(
+            f"--data {word}: neither a data set nor a folder, tar or CSV of images. Data sets: {', '.join(known)}."
+        )
+    name = re.sub("[^A-Za-z0-9]", "", path.name if path.is_dir() else path.stem)
+    if name in entries and place(entries[name]["path"]).resolve() == path:
+        return name, entries
+    if not name or name in known:
+        raise UserError(
+            f"--data {word}: {name or 'without letters and digits it'} is no new name. Give it one in section datasets "
+            "of params.yaml, and name that."
+        )
+    return name, {**entries, name: {"path": word}}
 
 
 def refuse_unlabelled(where: str, rows: Iterable[DataSet]) -> None:

@@ -113,7 +113,8 @@ def _numbered(folder: Path, names: Sequence[str]) -> dict[int, str]:
         if digits is None:
             raise UserError(
                 f"{folder}: {name} has no number, which tells train from test. Name it 00000.png and the like, or move "
-                "it away; faces with splits of their own belong in class folders, FFHQ/{train,test}/face/."
+                "it away; a split of your own belongs in class folders, FFHQ/{train,test}/face/, and other images get "
+                "a name in section datasets of params.yaml."
             )
         if (other := numbered.setdefault(int(digits[1]), name)) != name:
             raise UserError(f"{folder}: {other} and {name} have the same number. Remove one of them.")

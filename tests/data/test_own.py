@@ -81,8 +81,8 @@ def test_where_there_is_no_test_split_a_fifth_of_every_class_is_drawn_and_that_i
     }
     everything = [name for of in found.values() for names in of.values() for name in names]
     assert sorted(everything) == sorted(p.relative_to(top).as_posix() for p in top.rglob("*.png"))
-    assert source.origin["test"] == "20% of every class, drawn by data.split_seed 0"
-    assert "birds: no test split, so test is 20% of every class" in capsys.readouterr().err
+    assert source.origin["test"] == "with 20% of every class drawn for test by data.split_seed 0"
+    assert f"birds: has no test split, so it is read {source.origin['test']}." in capsys.readouterr().err
     assert by_class(own.read("birds", Own(str(top)), 1)) != found
     save_image(top / "d" / "0.png", 0)
     save_image(top / "d" / "1.png", 1)
@@ -265,6 +265,7 @@ def test_a_path_in_the_place_of_a_name_is_entered_under_its_own_letters_and_digi
     assert names == ["digits", "Mybirds20", "fish", "wings"]
     assert found == entries | {"Mybirds20": {"path": str(folder)}, "wings": {"path": str(tar)}}
     assert entries == {"fish": {"path": "x"}}
+    assert own.entered([str(tar)], found) == (["wings"], found)  # the entry is about this very place
     for name in ("DTD", "fish"):
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=rf"{name} is no new name"):

@@ -97,6 +97,13 @@ def test_a_new_data_set_is_prepared_and_evaluated_and_trains_nothing(clone: Clon
     assert changed_levels(clone) == planned_levels(clone) == AFTER_FEATURES | {"data"}
 
 
+def test_where_images_of_ones_own_lie_makes_only_dvc_look(clone: Clone) -> None:
+    """DVC hashes the whole section; Snakemake's fingerprints know that nothing there is another."""
+    clone.edit("datasets", {"birds": {"path": "elsewhere"}})
+    assert set(clone.changed()) == {"data"}
+    assert planned_levels(clone) == set()
+
+
 def test_an_override_of_the_pretraining_set_trains_again_and_prepares_nothing(
     clone: Clone, edges: list[tuple[str, str]]
 ) -> None:
