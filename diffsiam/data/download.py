@@ -62,7 +62,7 @@ def absent(row: DataSet, root: Path) -> str | None:
     its job will say what is wrong."""
     if row.own is not None:
         path = own.place(row.own.path)
-        return None if path.exists() else f"{row.name}: {path}, which datasets.{row.name}.path names"
+        return None if os.path.exists(path) else f"{row.name}: {path}, which datasets.{row.name}.path names"
     try:
         if places.locate(row, root).kind != "absent":
             return None

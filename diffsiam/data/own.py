@@ -8,6 +8,7 @@ draws one.
 from __future__ import annotations
 
 import csv
+import os
 import posixpath
 import re
 import sys
@@ -38,7 +39,7 @@ def read(name: str, own: Own, split_seed: int) -> Source:
             with different classes.
     """
     path = place(own.path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"datasets.{name}.path: {path} is not there. Name the folder, tar or CSV of the images.")
     if _is_csv(path):
         kind, found, load = "csv", _listed(path), _beside(path)
@@ -62,7 +63,7 @@ def read(name: str, own: Own, split_seed: int) -> Source:
 
 def place(path: str) -> Path:
     """Where an entry points to."""
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # which leaves an unknown user as he is
 
 
 def parts(own: Own) -> list[Path]:
@@ -86,7 +87,7 @@ def entered(words: Sequence[str], entries: Entries) -> tuple[list[str], Entries]
 
 def _entered(word: str, entries: Entries) -> tuple[str, Entries]:
     known, path = table(entries), place(word).resolve()
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"--data {word}: neither a data set nor a folder, tar or CSV of images. Data sets: {', '.join(known)}."
         )
