@@ -21,7 +21,7 @@ JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
 TARGETS = ("all", "figures", "curve")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
-    "transfer": ["digits", "birds"],
+    "transfer": ["digits"],
     "representation": {"snapshots": 1},
     "probmask": {
         "attributes": [
@@ -36,9 +36,9 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
             {"dataset": "CelebA", "ranges": [[0, 4], [4, 8], [12, 14]]},
         ],
     },
-    "figures": {"datasets": {"fig1_1": "photos"}},
+    "figures": {"datasets": {"fig1_1": "birds"}},
 }
-OVERRIDES = {"photos": {"diffusion": {"source": "fetch"}}}
+OVERRIDES = {"birds": {"diffusion": {"source": "fetch"}}}
 OWN = {"path": "birds", "layout": "classes", "metric": "accuracy", "validation": 0.3, "attributes": "birds.csv"}
 
 # Another value of the leaves for which `another` gives none.
