@@ -15,6 +15,7 @@ from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
 TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
+CODES = ("count", "dim", "embedding", "reconstruction", "weight", "least_signal", "weighting", "encoder_gradient")
 CODED_SIZES = (8, 16, 32, 64)  # of `diffsiam.models.encoder.STRIDED`
 
 Raw = dict[str, Any]
@@ -45,6 +46,9 @@ def plain(name: str) -> str:
 # -------------------------------------------------------------------------------------------- within one section
 def _representation(cfg: Raw) -> Iterator[str]:
     segments, (low, high), codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
+    if codes and (missing := [key for key in CODES if key not in codes]):
+        yield f"codes: {', '.join(missing)} missing. Copy them from workflow/presets/demo.yaml."
+        return
     dim = _dim(cfg)
     if codes and segments != codes["count"]:
         yield (
@@ -149,6 +153,14 @@ def _codes(raw: Raw, of: Of) -> Iterator[str]:
         for dataset in datasets:
             mine = of(dataset)
             size, codes = mine["data"]["image_size"], mine["representation"]["codes"]
+            rows = 2 * mine["diffusion"]["unet"]["channels"][0]  # of the orthogonal matrix: half the time embedding
+            trained = mine["diffusion"]["source"] == "pretrain"
+            if codes and codes["embedding"] == "orthogonal" and trained and codes["count"] > rows:
+                yield (
+                    f"representation.codes.count: met {codes['count']} on {dataset}, but the orthogonal embedding of a "
+                    f"diffusion model of {rows // 2} channels has {rows} rows. Choose at most {rows}, or embedding: "
+                    "learned."
+                )
             if codes and size not in CODED_SIZES:
                 yield (
                     f"data.image_size: met {size} on {dataset}, whose representation.codes ask for an encoder of "

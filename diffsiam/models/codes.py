@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from diffsiam.errors import UserError
 from diffsiam.models.decoder import Decoder
 from diffsiam.models.unet import Trunk
 
@@ -31,6 +32,11 @@ class CodeDecoder(nn.Module):
         width = unet.time_embedding.linear_2.out_features
         self.table: nn.Parameter | None = None
         if embedding == "orthogonal":
+            if count > width // 2:
+                raise UserError(
+                    f"representation.codes.count: met {count}, but the orthogonal embedding of this diffusion model "
+                    f"has {width // 2} rows. Choose at most that many, or embedding: learned."
+                )
             self.table, self.projection = (
                 nn.Parameter(torch.randn(width // 2, width // 2)),
                 nn.Linear(width // 2, width),

@@ -9,15 +9,20 @@ and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
 from __future__ import annotations
 
 import math
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffsiam import runtime
+from diffsiam import params, runtime
+from diffsiam.data.grid import Grid
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
+from diffsiam.evaluation import disentanglement
 from diffsiam.models.codes import orthogonal
 from diffsiam.training import disentangle
 
@@ -26,6 +31,7 @@ FACTORS, VALUES, NUMBERS = 3, 5, 4  # numbers that a value is made of
 CODES, DIM, WIDTH, BATCH = 3, 8, 128, 128
 LEAST_SIGNAL, RATE = 0.02, 1e-3
 WEIGHTS, SEEDS, STEPS = (0.0, 0.2, 0.5), (0, 1, 2, 3, 4), 1500
+DRAWS = params.Draws(variance=10_000, train=10_000, test=5_000, batch=64)
 
 
 def points(seed: int) -> Tensor:
@@ -102,14 +108,15 @@ def train(seed: int, weight: float, steps: int) -> tuple[Tensor, dict[str, float
             seen = (z.detach(), unguided, disentangle.frozen(encoder, guided))
             of = disentangle.distances(*(c.unflatten(1, (CODES, DIM)) for c in seen))
             invariant, variant = disentangle.cross_entropies(of, code)
-            gamma = weight * (x0_hat - guided).detach().square().mean(1) / variance * (table.abar[t] >= LEAST_SIGNAL)
+            gamma = weight * (x0_hat - guided).detach().square().mean(1) / variance
+            gamma = gamma * (table.abar[t] >= LEAST_SIGNAL)
             parts |= {"disentangling": (gamma * (invariant + variant)).mean()}
             parts |= {"invariant": invariant.mean(), "variant": variant.mean(), "gamma": gamma.max()}
         optimizer.zero_grad()
         torch.stack([parts[key] for key in ("reconstruction", "disentangling") if key in parts]).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        history.append({key: float(value) for key, value in parts.items()})
+        history.append({key: value.item() for key, value in parts.items()})
     last = history[-max(1, steps // 10) :]
     with torch.no_grad():
         codes: Tensor = encoder.eval()(data)
@@ -120,3 +127,35 @@ def exact(x: Tensor, signal: Tensor, sigma: Tensor, data: Tensor) -> Tensor:
     """E[x0 | x_t] where x0 is one of the points of ``data``, each as likely."""
     squares = (x[:, None] - signal[:, None] * data).square().sum(2)
     return torch.softmax(-squares / (2 * sigma.square()), dim=1) @ data
+
+
+def scores(codes: Tensor) -> dict[str, float | None]:
+    """FactorVAE score and DCI of codes (125, N * DIM), one number each, and DCI of all numbers, summed by code."""
+    grid = Grid(("first", "second", "third"), (VALUES,) * FACTORS)
+    z = codes.numpy()
+    one = disentanglement.principal(z, CODES).codes
+    alone, whole = (disentanglement.importances(x, grid, DRAWS, 0, "sklearn").matrix for x in (one, z))
+    return {
+        "factorvae": disentanglement.factor_vae(one, grid, DRAWS, 0)[0],
+        "dci": disentanglement.disentanglement(alone),
+        "dci_block": disentanglement.disentanglement(whole.reshape(CODES, DIM, -1).sum(1)),
+    }
+
+
+def main() -> int:
+    """Train and score every run; the table is written anew after each."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, float | None]] = []
+    for seed in SEEDS:
+        for weight in WEIGHTS:
+            began = time.process_time()
+            codes, parts = train(seed, weight, STEPS)
+            rows.append({"seed": seed, "weight": weight, **scores(codes), **parts})
+            print(rows[-1], f"{time.process_time() - began:.0f} CPU-seconds", file=sys.stderr, flush=True)
+            with runtime.atomic(OUT) as temporary:
+                pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4f")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
