@@ -115,9 +115,9 @@ def refuse_unlabelled(where: str, rows: Iterable[DataSet]) -> None:
 def _labelled(own: Own) -> bool:
     """Whether there are classes, at a glance: of a tar, and of what is not there, as far as the entry says."""
     path = place(own.path)
-    if _is_csv(path) and path.is_file():
+    if _is_csv(path) and os.path.isfile(path):
         return "label" in _header(path)
-    if own.layout is not None or not path.is_dir():
+    if own.layout is not None or not os.path.isdir(path):
         return own.layout != "flat"
     accept = readers.images_below(path)
     first = next((name for name in places.walk(path) if not name.endswith("/") and accept(name)), None)
@@ -172,7 +172,7 @@ def _sorted(name: str, path: Path, files: Files, layout: str | None) -> Found:
             "Make a folder for each class, or set it to flat."
         )
     if layout == "flat" or loose:
-        return {part: {UNLABELLED: [i for i in images if i.startswith(top)]} for top, part in tops.items()}
+        return {part: {UNLABELLED: sorted(i for i in images if i.startswith(top))} for top, part in tops.items()}
     return {part: readers.by_class(files.names, images.__contains__, top) for top, part in tops.items()}
 
 
@@ -211,14 +211,15 @@ def _listed(path: Path) -> Found:
         found.setdefault(split, {}).setdefault(label, []).append(image)
     if twice:
         raise UserError(f"{path}: {len(twice)} images stand there twice: {shown(twice)}. Keep one row for each.")
-    if lines and not any((path.parent / image).is_file() for image in lines):
+    if lines and not any(os.path.isfile(path.parent / image) for image in lines):
         raise UserError(
             f"{path}: none of its {len(lines)} images is there, such as {path.parent / next(iter(lines))}. Names are "
             "relative to the folder of the CSV, or whole paths."
         )
     if other := [column for column in _header(path) if column not in COLUMNS]:
         print(f"{path}: left out columns {shown(other)}; read are {', '.join(COLUMNS)}.", file=sys.stderr)
-    return {part: found[part] for part in SPLITS if part in found}
+    # Sorted, so that the order of the rows decides nothing.
+    return {part: {label: sorted(images) for label, images in found[part].items()} for part in SPLITS if part in found}
 
 
 def _beside(path: Path) -> Callable[[str], Image.Image]:

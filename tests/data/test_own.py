@@ -59,7 +59,7 @@ def test_splits_of_class_folders_are_read_as_they_lie_from_a_folder_a_tar_and_a_
         top,
         make_tar(tmp_path / "some.tar", top, "."),
         make_tar(tmp_path / "wrapped.tar", top, "birds-v2"),
-        table(top / "list.csv", "image,label,split", *rows),
+        table(top / "list.csv", "image,label,split", *reversed(rows)),
     ):
         source = read(path)
         assert by_class(source) == expected
