@@ -55,8 +55,8 @@ def _rest(args: argparse.Namespace, untracked: str | None) -> str:
     """What a rule does not record of the parameters of its job: those of the data set that the job works on."""
     if untracked is None:
         return "{}"
-    raw = json.loads(untracked)
-    return json.dumps(params.of(raw, args.data.name) if isinstance(args.data, Path) else raw)
+    raw, data = json.loads(untracked), vars(args).get("data")  # most stages take a prepared data set's folder
+    return json.dumps(params.of(raw, data.name) if isinstance(data, Path) else raw)
 
 
 def _share_cores() -> None:
