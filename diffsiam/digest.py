@@ -26,10 +26,12 @@ STAGE_MODULES = {
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
     "probmask": "diffsiam.evaluation.probmask",
+    "disentanglement": "diffsiam.evaluation.disentanglement",
     "generation": "diffsiam.generation.figures",
     "attributes": "diffsiam.data.scene_attributes",
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",
+    "disentangled": "diffsiam.report.disentangled",
     "curve": "diffsiam.report.curve",
     "provenance": "diffsiam.report.provenance",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables

@@ -178,6 +178,27 @@ class ProbMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of the disentanglement metrics: ``train`` and ``test`` count votes of ``batch`` draws each where a metric
+    votes, and single draws where it does not."""
+
+    variance: int
+    train: int
+    test: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentanglement:
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    draws: Draws
+    trees: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     seed: int
     count: int
@@ -259,6 +280,7 @@ SECTIONS: dict[str, type] = {
     "linear": Linear,
     "fewshot": FewShot,
     "probmask": ProbMask,
+    "disentanglement": Disentanglement,
     "generation": Generation,
     "figures": Figures,
     "runtime": Runtime,

@@ -37,6 +37,10 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_DEVICE),
+    "disentanglement": (
+        *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
+        "representation.segments",
+    ),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
@@ -47,7 +51,11 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "tables": _EXPERIMENT,
 }
 # Leaves that decide which jobs there are and what they are given: what is missing is made.
-JOBS = (*_EXPERIMENT, "generation.methods", "figures.method", "figures.datasets", "overrides")
+JOBS = (
+    *_EXPERIMENT,
+    *("disentanglement.datasets", "disentanglement.methods"),
+    *("generation.methods", "figures.method", "figures.datasets", "overrides"),
+)
 # Where images of one's own lie; their fingerprints tell what is there.
 _PLACES = ("path", "attributes")
 # Leaves that no result depends on.

@@ -12,6 +12,8 @@ from diffsiam import runtime
 from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
+Rows = list[tuple[str, list[tuple[str, bool]]]]  # title, cells, and whether a cell is the best; the head first
+
 _KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
 _NETWORKS = {"resnet10": "ResNet-10", "conv": "DisDiff's convolutions"}  # of `diffsiam.models.encoder.build`
 
@@ -32,13 +34,15 @@ def run(
     rows = [row for result in found for row in _ROWS[table](result)]
     frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], _complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
-    blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
-    shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
+    blocks = (
+        [("", frame)] if table == "4_1" else [(f"{c}-shot", part) for c, part in frame.groupby("shots", sort=False)]
+    )
+    shaped = [(title, _shape(part, datasets)) for title, part in blocks]
     caption, note = _CAPTIONS[table](found), " ".join([_footnote(configs, frame), *scaling(found)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
-    runtime.write_text(out.with_suffix(".md"), _markdown(caption, shaped, note))
-    runtime.write_text(out.with_suffix(".tex"), _latex(caption, shaped, note))
+    runtime.write_text(out.with_suffix(".md"), markdown(caption, shaped, note))
+    runtime.write_text(out.with_suffix(".tex"), latex(caption, shaped, note))
 
 
 def _linear_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -99,7 +103,7 @@ def cell(mean: float, half_width: float | None = None, spread: float | None = No
     return text + (f" ({spread:.2f})" if spread is not None and pd.notna(spread) else "")
 
 
-def _shape(frame: pd.DataFrame, datasets: list[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
+def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
     """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best.
 
     With several seeds an interval is the mean of the seeds' own, and the spread of "Avg." that of the seeds' averages.
@@ -167,10 +171,11 @@ def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
     return [f"Features scaled to a mean norm of {' or '.join(sorted(to))} (fewshot.normalize: norm)."] if to else []
 
 
-def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+def markdown(caption: str, blocks: Sequence[tuple[str, Rows]], note: str) -> str:
+    """Tables one below the other, each under its title where it has one."""
     out = [f"**{caption}**", ""]
-    for shots, (head, *rows) in blocks:
-        out += [f"{shots}-shot", ""] if shots is not None else []
+    for above, (head, *rows) in blocks:
+        out += [above, ""] if above else []
         out += ["| " + " | ".join([head[0], *(text for text, _ in head[1])]) + " |"]
         out += ["|---|" + "---:|" * len(head[1])]
         out += [
@@ -181,10 +186,11 @@ def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> st
     return "\n".join([*out, note, ""])
 
 
-def _latex(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+def latex(caption: str, blocks: Sequence[tuple[str, Rows]], note: str) -> str:
+    """The same in LaTeX."""
     out = [r"\begin{table}", r"\centering", f"\\caption{{{_tex(caption)}}}"]
-    for shots, (head, *rows) in blocks:
-        out += [f"\\par\\medskip {shots}-shot\\par"] if shots is not None else []
+    for above, (head, *rows) in blocks:
+        out += [f"\\par\\medskip {_tex(above)}\\par"] if above else []
         out += [f"\\begin{{tabular}}{{l{'r' * len(head[1])}}}", r"\hline"]
         out += [" & ".join(["", *(_tex(text) for text, _ in head[1])]) + r" \\ \hline"]
         out += [

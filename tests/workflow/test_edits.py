@@ -18,7 +18,7 @@ from tests.dvc.clones import Clone, closure, merged, working_tree
 from tests.test_params import leaves
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve")
+TARGETS = ("all", "figures", "curve", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -29,6 +29,7 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
             {"dataset": "CelebA", "name": "Smiling", "dims": 16},
         ]
     },
+    "disentanglement": {"methods": ["untrained", "pdae"]},
     "generation": {
         "methods": ["pdae", "diti", "diffsiam_hier"],
         "ranges": [
@@ -88,6 +89,10 @@ VALUES: dict[str, Any] = {
         {"dataset": "sprites", "name": "Blue", "dims": 16},
         EXPERIMENT["probmask"]["attributes"][1],
     ],
+    "disentanglement.datasets": ["rooms", "tiles"],
+    "disentanglement.methods": ["untrained", "diti"],
+    "disentanglement.metrics": ["mig"],
+    "disentanglement.trees": "sklearn",
     "generation.methods": ["pdae", "diffsiam_hier"],
     "generation.solver": "ddim",
     "generation.inversion": "frozen",
@@ -159,6 +164,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return rest, ()
         case "pixel":
             return "classifier", ()
+        case "disentangle":
+            return "disentanglement", ()
         case "table4" | "summary" | "provenance":
             return "tables", ()
     return "figure4_2" if job["rule"] == "fig4_2" else "figure", ()

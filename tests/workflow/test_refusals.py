@@ -68,7 +68,7 @@ def test_a_plan_begins_with_all_that_is_not_here_yet(project: Path) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(changed))
     done = snakemake("-n", "data_sets")
     assert done.returncode == 0, done.stderr
-    said = done.stderr.partition("Not here yet, and needed for the tables:\n")[2].splitlines()
+    said = done.stderr.partition("Not here yet, and needed:\n")[2].splitlines()
     assert [line.strip().partition(":")[0] for line in said[:3]] == [
         "Cars, about 1958 MB",
         "DTD, about 625 MB",

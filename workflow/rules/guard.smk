@@ -37,12 +37,11 @@ if workflow.is_main_process:
         print(e, file=sys.stderr)
         sys.exit(2)
     # All at once, before the first of them fails: a machine without a network cannot fetch any.
-    wanted = sorted({config["pretrain"], *config["transfer"]})
-    rows = [sources.get(name, config["datasets"]) for name in wanted if not Path(f"results/data/{name}/meta.json").exists()]
+    rows = [sources.get(name, config["datasets"]) for name in DATA_SETS if not Path(f"results/data/{name}/meta.json").exists()]
     if lines := [line for line in (download.absent(row, DATA_ROOT) for row in rows) if line]:
-        print("Not here yet, and needed for the tables:", *lines, sep="\n  ", file=sys.stderr)
+        print("Not here yet, and needed:", *lines, sep="\n  ", file=sys.stderr)
     # Snakemake makes a missing file only where a job reads it that is to run, so as not to train for a lost intermediate.
-    if missing := records.removed(f"results/data/{name}/meta.json" for name in wanted):
+    if missing := records.removed(f"results/data/{name}/meta.json" for name in DATA_SETS):
         print(
             f"Not here any more: {', '.join(missing)}. `dvc pull`, or `snakemake --cores all data_sets`, brings the data sets "
             "back; where they then differ from before, what is made of them runs again.",
