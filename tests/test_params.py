@@ -258,7 +258,7 @@ def test_a_name_of_datasets_stands_wherever_a_built_in_one_does(raw: dict[str, A
         "Wings2": {"path": "w", "layout": "flat"},
     }
     raw["pretrain"], raw["transfer"] = "Wings2", ["birds", "digits"]
-    raw["overrides"] = {"birds": {"diffusion": {"steps": 7}}}
+    raw["overrides"] |= {"birds": {"diffusion": {"steps": 7}}}
     raw["figures"]["datasets"] = dict.fromkeys(raw["figures"]["datasets"], "birds")
     raw["probmask"]["attributes"] = [{"dataset": "birds", "name": "Long beak", "dims": 16}]
     raw["generation"]["ranges"][0]["dataset"] = "birds"
