@@ -55,8 +55,8 @@ def _rest(args: argparse.Namespace, untracked: str | None) -> str:
     """What a rule does not record of the parameters of its job: those of the data set that the job works on."""
     if untracked is None:
         return "{}"
-    raw = json.loads(untracked)
-    return json.dumps(params.of(raw, args.data.name) if isinstance(args.data, Path) else raw)
+    raw, data = json.loads(untracked), vars(args).get("data")  # most stages take a prepared data set's folder
+    return json.dumps(params.of(raw, data.name) if isinstance(data, Path) else raw)
 
 
 def _share_cores() -> None:
@@ -77,7 +77,8 @@ def _check_out(stage: str, out: Path) -> None:
 def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.data import prepare
 
-    prepare.run(args.dataset, params.section(raw, params.Data), args.out, args.attributes)
+    cfg = params.section(raw, params.Data)
+    prepare.run(args.dataset, cfg, args.out, args.attributes, raw.get("datasets"))
 
 
 def _attributes(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -229,9 +230,11 @@ def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 
 def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.data import own
     from diffsiam.evaluation import external, protocols
     from diffsiam.report import summary
 
+    data, entries = own.entered(args.data, raw.get("datasets", {}))
     cfg = protocols.Settings(
         params.section(raw, params.Data),
         params.section(raw, params.Features),
@@ -242,8 +245,8 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
     encoder = external.Options(args.part, args.stem, mean, std)
     options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
-    refused = protocols.run(args.encoder, args.data, cfg, args.out, **options)
-    print(summary.encoder(args.out, args.data, refused, args.out / "summary.md"), end="")
+    refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
+    print(summary.encoder(args.out, data, refused, args.out / "summary.md"), end="")
     if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
         raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
 
@@ -283,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--nodes", type=int, default=1, metavar="N", help="of the SLURM allocation that share them")
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
-    sub.add_argument("dataset", help="name of the data set")
+    sub.add_argument("dataset", help="name of the data set, built in or of section datasets")
     sub.add_argument("--attributes", type=Path, metavar="CSV", help="attributes of a data set without its own")
 
     sub = stage("attributes", _attributes, "Make a table of pseudo-labels by a scene-attribute predictor.")
@@ -391,7 +394,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
-    sub.add_argument("--data", nargs="+", required=True, metavar="NAME", help="data sets to evaluate on")
+    sub.add_argument(
+        "--data", nargs="+", required=True, metavar="NAME_OR_PATH", help="data sets, or images of your own"
+    )
     sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224 (cifar: 32)")
     sub.add_argument("--part", metavar="WORDS", help="what stands before the names, where weights are there twice")
     sub.add_argument(

@@ -56,14 +56,34 @@ def check(raw: dict[str, Any], *, complete: bool) -> None:
     Raises:
         UserError: one line for each mistake.
     """
+    entries = raw.get("datasets")
+    own = [name for name in entries if isinstance(name, str)] if isinstance(entries, dict) else []
     errors = [
         e
-        for e in _Validator(_schema()).iter_errors(raw)
+        for e in _Validator(_with(own)).iter_errors(raw)
         if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
     ]
-    if errors:
-        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)]))
-        raise UserError("params: " + "\n        ".join(lines))
+    lines = [_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)])]
+    if lines := [*lines, *_taken(own)]:
+        raise UserError("params: " + "\n        ".join(dict.fromkeys(lines)))
+
+
+def _with(own: list[str]) -> dict[str, Any]:
+    """The schema, with the names of `datasets` beside those of the built-in data sets."""
+    defs = {
+        name: {**rule, "enum": [*rule["enum"], *own]} if name in ("dataset", "labelled") else rule
+        for name, rule in _schema()["$defs"].items()
+    }
+    return {**_schema(), "$defs": defs}
+
+
+def _taken(own: list[str]) -> Iterator[str]:
+    """Names of `datasets` that are another's, also on a disk that takes capital letters for small ones."""
+    known = {name.casefold(): name for name in _schema()["$defs"]["dataset"]["enum"]}
+    for name in own:
+        if name.casefold() in known:
+            yield f"datasets.{name}: {known[name.casefold()]} is a data set already. Choose another name."
+        known[name.casefold()] = name
 
 
 def parse(source: str) -> dict[str, Any]:
@@ -175,7 +195,7 @@ def _explain(error: jsonschema.ValidationError) -> str:
         missing = [".".join(filter(None, [key, k])) for k in rule["required"] if k not in error.instance]
         verb = "is" if len(missing) == 1 else "are"
         return f"{', '.join(missing)} {verb} missing. Copy from workflow/presets/demo.yaml."
-    hint = ""
+    hint = f" {rule['hint']}" if "hint" in rule else ""
     if isinstance(error.instance, str) and error.validator == "type":
         hint = _text_for_number(error.instance)
     return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"

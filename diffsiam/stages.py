@@ -23,7 +23,7 @@ _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
 PARAMS: dict[str, tuple[str, ...]] = {
-    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
+    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed", "datasets"),
     "attributes": _DEVICE,
     # The diffusion model, by `diffusion.source`:
     "pretrain": (
@@ -56,14 +56,24 @@ JOBS = (
     *("disentanglement.datasets", "disentanglement.methods"),
     *("generation.methods", "figures.method", "figures.datasets", "overrides"),
 )
+# Where images of one's own lie; their fingerprints tell what is there.
+_PLACES = ("path", "attributes")
 # Leaves that no result depends on.
-UNTRACKED = ("data.root", "representation.collapse_below", "runtime.checkpoint_minutes", "runtime.tensorboard")
+UNTRACKED = (
+    *(f"datasets.*.{name}" for name in _PLACES),
+    "data.root",
+    "representation.collapse_below",
+    "runtime.checkpoint_minutes",
+    "runtime.tensorboard",
+)
 
 
 def share(raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of lists with
-    a row for each of several data sets the rows of this one."""
+    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of `datasets`
+    and lists with a row for each of several data sets what is about this one."""
     selected = params.select(params.of(raw, dataset), PARAMS[stage], without)
+    if own := selected.pop("datasets", {}).get(dataset):
+        selected["datasets"] = {dataset: {key: value for key, value in own.items() if key not in _PLACES}}
     return {
         name: {key: _rows(value, dataset) for key, value in part.items()} if isinstance(part, dict) else part
         for name, part in selected.items()

@@ -21,7 +21,18 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, images, places, published, published_grids, readers, sources, unlabelled
+from diffsiam.data import (
+    download,
+    embedded,
+    images,
+    own,
+    places,
+    published,
+    published_grids,
+    readers,
+    sources,
+    unlabelled,
+)
 from diffsiam.data.grid import Grid
 from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
@@ -30,7 +41,9 @@ from diffsiam.errors import UserError
 _TASK = 32  # images that a thread takes at a time
 
 
-def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = None) -> None:
+def run(
+    dataset: str, cfg: params.Data, out: Path, attributes: Path | None = None, entries: sources.Entries | None = None
+) -> None:
     """Prepare one data set.
 
     Writes into ``out``, meta.json last:
@@ -48,11 +61,12 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
     Args:
         attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
+        entries: section `datasets` of params.yaml, where ``dataset`` may be one of one's own.
     Raises:
         UserError: nothing found and no download; a damaged or incomplete source; too many broken images; no
             space. What an earlier run left in ``out`` is then untouched.
     """
-    row = sources.get(dataset)
+    row = sources.get(dataset, entries)
     source = find(row, Path(cfg.root).expanduser(), cfg)
     if attributes is not None:
         source = unlabelled.with_attributes(source, attributes)
@@ -74,8 +88,10 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
-    """The images of a data set from where `places.locate` finds them; where it finds none, from a download into
-    torchvision's layout."""
+    """The images of a data set from where its entry or `places.locate` finds them; where it finds none, from a download
+    into torchvision's layout."""
+    if row.own is not None:
+        return own.read(row.name, row.own, cfg.split_seed)
     place = places.locate(row, root)
     match place.kind:
         case "embedded":
@@ -118,7 +134,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "image_size": cfg.image_size,
         "metric": row.metric,
         "counts": {part: len(indices) for part, indices in kept.items()},
-        "splits": {"val": _validation(row.name, source, kept["train"], arrays["labels"]["train"], cfg)},
+        "splits": {"val": _validation(row, source, kept["train"], arrays["labels"]["train"], cfg)},
         "attributes": list(source.attributes),
         "source": dict(source.origin),
         "broken": broken,
@@ -220,15 +236,20 @@ def _check_broken(
         print(f"{name}: left out {len(broken)} of {len(split)} {part} images: {said}", file=sys.stderr, flush=True)
 
 
-def _validation(name: str, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data) -> list[int]:
+def _validation(
+    row: sources.DataSet, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data
+) -> list[int]:
     """Indices into the written train images that choose the penalty."""
+    key, fraction = "data.val_fraction", cfg.val_fraction
+    if row.own is not None and row.own.validation is not None:
+        key, fraction = f"datasets.{row.name}.validation", row.own.validation
     if "val" in source.splits:
         chosen = np.flatnonzero(kept >= len(source.splits["train"]))
     else:
-        chosen = readers.stratified(labels, cfg.val_fraction, runtime.rng(cfg.split_seed, "validation", name))
+        chosen = readers.stratified(labels, fraction, runtime.rng(cfg.split_seed, "validation", row.name))
     if not len(chosen):
         raise UserError(
-            f"{name}: data.val_fraction = {cfg.val_fraction:g} of {len(labels)} train images leaves no "
-            "validation image. Raise it, or bring more images."
+            f"{row.name}: {key} = {fraction:g} of {len(labels)} train images leaves no validation image. Raise it, or "
+            "bring more images."
         )
     return chosen.tolist()

@@ -1,4 +1,4 @@
-"""What each data set is: classes, counts, metric, and the archives that it is published in.
+"""What each data set is: classes, counts, metric, and the archives that it is published in, or where one's own lies.
 
 The counts of the data sets of the thesis are those of the published splits; a copy under `data.root` may
 hold fewer images, and `counts_match` tells. Nothing heavy is imported here.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffsiam.errors import UserError
 
@@ -55,8 +56,28 @@ class Archive:
 
 
 @dataclasses.dataclass(frozen=True)
+class Own:
+    """Images of one's own: an entry of section `datasets` of params.yaml. `diffsiam.data.own` reads them.
+
+    Attributes:
+        path: a folder, an uncompressed tar, or a CSV of files and labels.
+        layout: ``classes``: folders of classes; ``flat``: images without labels; None: as what is there looks.
+        metric: of the linear probe.
+        validation: share of train that is val where there is none; None: `data.val_fraction`.
+        attributes: a CSV of attributes, or None.
+    """
+
+    path: str
+    layout: Literal["classes", "flat"] | None = None
+    metric: Literal["accuracy", "mean_per_class"] = "accuracy"
+    validation: float | None = None
+    attributes: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSet:
-    """One row of the table; ``train`` counts train and val together. Without archives it is embedded.
+    """One row of the table; ``train`` counts train and val together. Without archives it is embedded, or ``own``, whose
+    counts are 0: they are not known beforehand.
 
     ``streamed``: its train images are decoded as they are used, never copied to an array. ``attributes``: their names,
     as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``test_sizes``: test images of
@@ -77,16 +98,22 @@ class DataSet:
     attributes: tuple[str, ...] = ()
     test_sizes: tuple[int, ...] = ()
     factors: tuple[tuple[str, int], ...] = ()
+    own: Own | None = None
 
     @property
     def labelled(self) -> bool:
-        """Whether it has classes to tell apart, and so a place in the tables."""
-        return self.classes > 1
+        """Whether it has classes to tell apart, and so a place in the tables; of one's own images, as far as said."""
+        return self.classes > 1 or (self.own is not None and self.own.layout != "flat")
 
     @property
     def embedded(self) -> bool:
         """Made from installed packages or rendered, so that nothing needs fetching."""
-        return not self.archives
+        return not self.archives and self.own is None
+
+    @property
+    def tabled(self) -> bool:
+        """Whether its attributes are those of a table, whose columns are not known beforehand."""
+        return self.pseudo_labels or (self.own is not None and self.own.attributes is not None)
 
 
 def _cifar(number: int, md5: str) -> tuple[Archive, ...]:
@@ -317,14 +344,35 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def get(name: str) -> DataSet:
+Entries = Mapping[str, Mapping[str, Any]]  # section `datasets` of params.yaml, as it is written
+
+
+def table(own: Entries) -> dict[str, DataSet]:
+    """`DATASETS` and behind it the data sets of one's own. Whoever takes a name takes the entries too, which come from
+    the parameters: no table is changed."""
+    return DATASETS | {name: _own(name, entry) for name, entry in own.items()}
+
+
+def _own(name: str, entry: Mapping[str, Any]) -> DataSet:
+    if "path" not in entry:
+        raise UserError(f"datasets.{name}.path is missing: the folder, tar or CSV of the images.")
+    own = Own(**entry)
+    return DataSet(name, 0, 0, 0, own.metric, own=own)
+
+
+def get(name: str, own: Entries | None = None) -> DataSet:
     """The row of a data set; an unknown name is a `UserError`."""
-    if name not in DATASETS:
-        raise UserError(f"{name}: no such data set. Allowed: {', '.join(DATASETS)}.")
-    return DATASETS[name]
+    rows = table(own or {})
+    if name not in rows:
+        raise UserError(
+            f"{name}: no such data set. Allowed: {', '.join(rows)}. Images of your own get a name in section datasets "
+            "of params.yaml."
+        )
+    return rows[name]
 
 
 def counts_match(name: str, n_train: int, n_test: int) -> bool:
-    """Whether a prepared data set has the published split sizes (train with val), not those of a subset."""
-    row = get(name)
-    return (n_train, n_test) == (row.train, row.test)
+    """Whether a prepared data set has the published split sizes (train with val), not those of a subset; images of
+    one's own have none."""
+    row = DATASETS.get(name)
+    return row is not None and (n_train, n_test) == (row.train, row.test)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from diffsiam import digest, params, runtime
-from diffsiam.data import prepare, sources
+from diffsiam.data import own, prepare, sources
 from diffsiam.errors import UserError
 from diffsiam.evaluation import external, features, fewshot, linear, store
 
@@ -36,7 +36,7 @@ class Settings:
 
 def run(
     encoder: str, datasets: Sequence[str], cfg: Settings, out: Path, *, weights: str | None, image_size: int | None,
-    options: external.Options, seed: int,
+    options: external.Options, seed: int, entries: sources.Entries | None = None,
 ) -> dict[tuple[str, str], str]:  # fmt: skip
     """Evaluate an encoder on data sets: data/, features/, linear/ and fewshot/ under ``out``, and config.json.
 
@@ -52,13 +52,14 @@ def run(
         image_size: see ``encoder``.
         options: see ``encoder``.
         seed: for the record.
+        entries: section `datasets` of params.yaml, where some of ``datasets`` are one's own.
     Returns:
         Why, for each (data set, protocol) that was refused; (data set, "data") for one without features.
     Raises:
         UserError: an unknown name, a data set without classes, an encoder that cannot be used, or ``out`` holds the
             results of another one.
     """
-    _check_classes(datasets)
+    own.refuse_unlabelled("--data", [sources.get(name, entries) for name in datasets])
     found = external.load(encoder, weights, image_size, options)
     dim = external.probe(encoder, found)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=found.image_size))
@@ -77,7 +78,7 @@ def run(
     for name in dict.fromkeys(datasets):
         data, stored = out / "data" / name, out / "features" / f"{name}.npz"
         try:
-            prepare.run(name, cfg.data, data)
+            prepare.run(name, cfg.data, data, None, entries)
             meta = runtime.read_json(data / "meta.json")
             images = {key: meta[key] for key in ("sha256", "splits", "classes", "metric")}
             made.make(stored, ["features", images], functools.partial(_extract, model, data, stored, cfg, device))
@@ -115,13 +116,6 @@ class _Made:
         run()
         self.known[key] = value
         runtime.write_json(self.out / MADE, self.known)
-
-
-def _check_classes(datasets: Sequence[str]) -> None:
-    without = [name for name in datasets if not sources.get(name).labelled]
-    if without:
-        names = ", ".join(row.name for row in sources.DATASETS.values() if row.labelled)
-        raise UserError(f"--data {' '.join(without)}: no classes to tell apart. Data sets with classes: {names}.")
 
 
 def _claim(out: Path, facts: dict[str, Any], identity: dict[str, Any], cfg: Settings) -> None:

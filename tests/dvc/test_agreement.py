@@ -88,13 +88,20 @@ def test_both_plan_the_levels_behind_an_edited_leaf_and_none_before_it(
 def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage).get("params", [])}
-    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer", "overrides"}
+    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer", "overrides", "datasets"}
 
 
 def test_a_new_data_set_is_prepared_and_evaluated_and_trains_nothing(clone: Clone) -> None:
     """Not closed under descendants: the stages of training depend on files that the new data set leaves alone."""
     clone.edit("transfer", ["digits", "photos"])
     assert changed_levels(clone) == planned_levels(clone) == AFTER_FEATURES | {"data"}
+
+
+def test_where_images_of_ones_own_lie_makes_only_dvc_look(clone: Clone) -> None:
+    """DVC hashes the whole section; Snakemake's fingerprints know that nothing there is another."""
+    clone.edit("datasets", {"birds": {"path": "elsewhere"}})
+    assert set(clone.changed()) == {"data"}
+    assert planned_levels(clone) == set()
 
 
 def test_an_override_of_the_pretraining_set_trains_again_and_prepares_nothing(
