@@ -1,6 +1,8 @@
 # Each target sets up .venv first if it is missing. `make PYTHON=python3.12 table` picks another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+ENGINE ?= $(firstword $(notdir $(shell command -v podman docker)) podman)
 # uv where it is there, which installs the same in a fraction of the time.
 INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet)
 READY := .venv/.ready
@@ -48,6 +50,13 @@ bench: $(READY)  ## speed as ratios, into results/benchmarks.csv; of a GPU, wher
 lock:  ## requirements.lock anew, with uv: versions that it has stay where they fit; --upgrade-package NAME moves one
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
 		--no-annotate --custom-compile-command 'make lock' --output-file requirements.lock $(LOCK) pyproject.toml
+
+container:  ## resources/diffsiam-<version>.sif, which Snakemake's jobs run in where they are told to (docs/container.md)
+	$(ENGINE) build --file Containerfile --tag diffsiam:$(VERSION) .
+	mkdir -p resources
+	$(ENGINE) save --output resources/diffsiam-$(VERSION).tar diffsiam:$(VERSION)
+	apptainer build --force resources/diffsiam-$(VERSION).sif docker-archive:resources/diffsiam-$(VERSION).tar
+	rm resources/diffsiam-$(VERSION).tar
 
 restore: $(READY)  ## take over results that are here without Snakemake's records (docs/dvc.md)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/restore.sh

@@ -1,5 +1,6 @@
 # The DAG, from data sets to tables. `snakemake --cores all tables` makes everything that is missing or out of date.
 import os
+from importlib import metadata
 
 from snakemake.utils import min_version
 
@@ -16,8 +17,9 @@ include: "workflow/rules/reader.smk"
 configfile: PARAMS
 
 
-# Rules run in the environment that Snakemake itself runs in; a container is used only with --software-deployment-method.
-container: "docker://python:3.11"
+# Rules run in the environment that Snakemake itself runs in; only `--software-deployment-method apptainer` asks for the
+# image, which `make container` builds in the checkout.
+container: os.path.normpath(f"{os.path.relpath(workflow.basedir)}/resources/diffsiam-{metadata.version('diffsiam')}.sif")
 
 
 include: "workflow/rules/common.smk"
