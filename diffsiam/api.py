@@ -139,7 +139,9 @@ def load_diffusion(folder: str | Path) -> UNet2DModel:
     """
     if not (Path(folder) / CONFIG).is_file():  # diffusers would look for a repository of that name
         raise runtime.missing(Path(folder) / CONFIG)
-    return UNet2DModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+    # What its default saves of memory needs a package, accelerate, and it warns where that is not installed.
+    unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    return unet.eval().requires_grad_(False)
 
 
 def load_representation(
@@ -187,7 +189,8 @@ def counterfactual(
     """Algorithm 2: ``source`` with some segments of its z drawn towards those of ``target``.
 
     Args:
-        source, target: N images each.
+        source: N images.
+        target: as many.
         segments: R half-open ranges, counted from 0: (0, 8) is z_1 .. z_8.
         scales: S numbers in [0, 1]; 0 is the source's reconstruction.
     Returns:

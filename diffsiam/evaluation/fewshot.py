@@ -140,7 +140,8 @@ def evaluate(data: store.FeatureSet, cfg: params.FewShot, *, method: str, seed: 
     methods meet the same episodes, so paired differences between methods can be taken from the last.
 
     Args:
-        method, seed: of the encoder, for the record.
+        method: of the encoder, for the record.
+        seed: see ``method``.
     Raises:
         UserError: see `episodes`.
     """

@@ -102,7 +102,8 @@ def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: i
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
     Args:
-        method, seed: of the encoder, for the record.
+        method: of the encoder, for the record.
+        seed: see ``method``.
     Raises:
         UserError: fewer than two classes.
     """

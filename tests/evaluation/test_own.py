@@ -10,7 +10,7 @@ import pytest
 
 from diffsiam import cli, params, runtime
 from diffsiam.data import prepare
-from diffsiam.evaluation import own
+from diffsiam.evaluation import fewshot, linear, own, store
 from tests.training.tiny import ROOT
 
 CFG = params.Data("resources", 8, 0.0, 0.2, 0)
@@ -50,22 +50,38 @@ def test_validation_images_are_those_of_a_data_set_of_that_name(digits: Path) ->
     assert (found.test_labels == np.load(digits / "labels_test.npy")).all()
 
 
-def test_the_command_leaves_results_and_a_table(
+def test_the_command_gives_the_stages_numbers_for_features_of_that_name(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / "pixels.npz", **pixels_of(digits))
-    out = tmp_path / "out"
-    assert evaluate(tmp_path / "pixels.npz", out) == 0
+    mine, theirs, out = pixels_of(digits), tmp_path / "stage.npz", tmp_path / "out"
+    np.savez(tmp_path / "digits.npz", **mine)
+    codes = [np.load(digits / f"labels_{split}.npy") for split in ("train", "test")]
+    store.write(theirs, mine["train"], codes[0], mine["test"], codes[1])
+    assert evaluate(tmp_path / "digits.npz", out) == 0
     printed = capsys.readouterr().out
-    assert "**pixels.npz**" in printed
+    assert "**digits.npz**" in printed
     assert printed == (out / "summary.md").read_text()
-    linear, fewshot = (runtime.read_json(out / word / "pixels.json") for word in ("linear", "fewshot"))
-    assert 80 < linear["accuracy"] < 100
-    assert fewshot["episodes"] == 20
-    assert runtime.read_json(out / "config.json")["tensors"] == runtime.sha256(tmp_path / "pixels.npz")
-    np.savez(tmp_path / "other.npz", **pixels_of(digits), more=np.zeros(1))
+    raw = params.read(str(ROOT / "workflow" / "presets" / "demo.yaml"), FAST)
+    for protocol, stage, cls in (("linear", linear, params.Linear), ("fewshot", fewshot, params.FewShot)):
+        where = {"method": "digits.npz", "seed": 0}
+        stage.run(theirs, digits / "meta.json", params.section(raw, cls), tmp_path / f"{protocol}.json", **where)
+        expected, got = (
+            runtime.read_json(at / f) for at, f in ((tmp_path, f"{protocol}.json"), (out / protocol, "digits.json"))
+        )
+        expected.pop("per_class", None), got.pop("per_class", None)  # the names of classes
+        assert got == expected
+    assert runtime.read_json(out / "config.json")["tensors"] == runtime.sha256(tmp_path / "digits.npz")
+
+
+def test_features_of_another_encoder_want_a_folder_of_their_own(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    runtime.write_json(out / "config.json", {"encoder": "torchvision:resnet18", "tensors": "0" * 64})
+    np.savez(tmp_path / "other.npz", **pixels_of(digits))
     assert evaluate(tmp_path / "other.npz", out) == 2
     assert "is of another encoder" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["config.json"]
 
 
 def test_what_a_protocol_refuses_leaves_the_other(
