@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
     that is printed."""
     args = _parser().parse_args(argv)
+    _share_cores()
     try:
         if args.processes > 1 and "WORLD_SIZE" not in os.environ:
             from diffsiam.training import launch
@@ -47,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _share_cores() -> None:
+    """Let threads that wait for each other give their core away after a moment. By default they spin for it, for
+    milliseconds, and jobs that share cores then run at a hundredth of their speed (docs/cluster.md). OpenMP reads this
+    when a library brings it along; what the user set stands."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _check_out(stage: str, out: Path) -> None:

@@ -13,6 +13,7 @@ from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
 _KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
+_NETWORKS = {"resnet10": "ResNet-10", "conv": "DisDiff's convolutions"}  # of `diffsiam.models.encoder.build`
 
 
 def run(
@@ -136,7 +137,7 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
     params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
     cut = [record["segments"] for record in records.values() if METHODS[record["method"]].segment]
     lines = [
-        f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, "
+        f"Encoders: {_NETWORKS[first.get('encoder', 'resnet10')]}, width {first['encoder_width']}, d = {first['dim']}, "
         + (f"{cut[0]} segments, " if cut else "")  # what a method does not use its record may have of an older edit
         + f"images of {first['image_size']}x{first['image_size']}"
         + (f", {params['steps']} steps of {params['batch_size']}." if "steps" in params else "."),

@@ -27,6 +27,7 @@ from diffsiam import params, runtime
 from diffsiam.data import augment, pixels
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.models.unet import DiffusionModel
+from diffsiam.training import diffsiam as segmented
 from diffsiam.training import diffusion, methods, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.step import Average, Step
@@ -45,19 +46,26 @@ class Setting:
         self.diffusion = params.section(raw, params.Diffusion)
         self.representation = params.section(raw, params.Representation)
         self.device = runtime.select_device(self.rt)
-        self.dtype = runtime.compute_dtype(self.rt, self.device)
+        self.dtype = runtime.compute_dtype(
+            self.rt, self.device, max(params.section(raw, params.Diffusion).unet.channels)
+        )
         torch.manual_seed(0)
         self.dm = DiffusionModel.create(self.diffusion.unet, 32)
         self.batch_size = self.representation.batch_size
         self.indices = torch.arange(self.batch_size)
 
     def ours(
-        self, module: nn.Module, averaged: dict[str, nn.Module], batch: Callable, optimizers: Callable
+        self,
+        module: nn.Module,
+        averaged: dict[str, nn.Module],
+        batch: Callable,
+        optimizers: Callable,
+        images: np.ndarray = IMAGES,
     ) -> Callable:
         """One step of the training loop itself."""
         module.to(memory_format=torch.channels_last).train()
         inputs = Inputs(
-            torch.from_numpy(IMAGES), self.batch_size, 0, self.device, purposes=["view1", "view2", "noise", "diffusion"]
+            torch.from_numpy(images), self.batch_size, 0, self.device, purposes=["view1", "view2", "noise", "diffusion"]
         )
         averages = {name: Average(part) for name, part in averaged.items()}
         step = Step(
@@ -179,11 +187,11 @@ def _representation_step(name: str) -> tuple[Callable, Callable, Setting]:
     s, method = Setting(), methods.METHODS[name]
     images = torch.from_numpy(IMAGES)
     dm = s.dm.eval().requires_grad_(False) if method.diffusion else None
-    learner = representation.Learner(method, s.representation, 32, dm)
-    plain = representation.Learner(method, s.representation, 32, dm)
+    learner = segmented.Learner(method, s.representation, 32, dm)
+    plain = segmented.Learner(method, s.representation, 32, dm)
     plain_dm = DiffusionModel.create(s.diffusion.unet, 32).eval().requires_grad_(False)
     averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder else {})
-    batch = representation.make_batch(method, s.representation, dm, s.device)
+    batch = segmented.make_batch(method, s.representation, dm, s.device)
     s.dm.to(memory_format=torch.channels_last).hold(s.dtype)
     cfg = dataclasses.replace(s.representation, steps=10**6)
     ours = s.ours(learner, averaged, batch, lambda m: representation.make_optimizers(m, cfg))
@@ -203,7 +211,7 @@ def _representation_step(name: str) -> tuple[Callable, Callable, Setting]:
         if method.diffusion:
             with torch.no_grad():
                 g = torch.Generator()
-                b |= representation.diffusion_batch(plain_dm, table, method, s.representation, x0, g)
+                b |= segmented.diffusion_batch(plain_dm, table, method, s.representation, x0, g)
         for optimizer in optimizers:
             optimizer.zero_grad()
         plain(b)["loss"].backward()
@@ -244,16 +252,39 @@ def diffsiam_step() -> list[dict[str, object]]:
     return [row("diffsiam_step", a, b, f"batch {s.batch_size}; {share(ours, a, s.dtype)}")]
 
 
+def disdiff_step() -> list[dict[str, object]]:
+    """All fields of a batch in one pass, and the disentangling loss, against as many steps of PDAE as there are codes,
+    with the same encoder and the same frozen model."""
+    s = Setting()
+    raw = params.of(params.read(str(ROOT / "workflow/presets/disdiff-cpu.yaml")), "rooms")
+    cfg = params.section(raw, params.Representation)
+    assert cfg.codes is not None
+    dm = DiffusionModel.create(params.section(raw, params.Diffusion).unet, 16).eval().requires_grad_(False)
+    s.dtype = runtime.compute_dtype(s.rt, s.device, max(raw["diffusion"]["unet"]["channels"]))
+    s.batch_size, small = cfg.batch_size, np.ascontiguousarray(IMAGES[:, :16, :16])
+    dm.to(memory_format=torch.channels_last).hold(s.dtype)
+
+    def steps(name: str) -> Callable:
+        task = representation.make_task(name, cfg, torch.from_numpy(small), dm, s.device)
+        optimizers = lambda module: representation.make_optimizers(module, cfg)  # noqa: E731
+        return s.ours(task.module, dict(task.averaged), task.batch, optimizers, small)
+
+    ours, pdae = steps("disdiff"), steps("pdae")
+    a, b = alternate(ours, pdae)
+    note = f"batch {s.batch_size}, {cfg.codes.count} codes; reference: {cfg.codes.count} PDAE steps of {b:.3f} s"
+    return [row("disdiff_step", a, cfg.codes.count * b, note)]
+
+
 def step_overhead() -> list[dict[str, object]]:
     """A DiffSiam step against the sum of its parts timed alone."""
     ours, _, s = _representation_step("diffsiam_hier")
     method = methods.METHODS["diffsiam_hier"]
     dm = s.dm.eval().requires_grad_(False)
-    learner = representation.Learner(method, s.representation, 32, dm).to(memory_format=torch.channels_last).train()
+    learner = segmented.Learner(method, s.representation, 32, dm).to(memory_format=torch.channels_last).train()
     inputs = Inputs(torch.from_numpy(IMAGES), s.batch_size, 0, s.device, purposes=["view1", "view2", "noise"])
     inputs.load(0)
     with torch.no_grad(), torch.autocast(s.device.type, s.dtype, enabled=s.dtype != torch.float32):
-        b = representation.make_batch(method, s.representation, dm, s.device)(inputs)
+        b = segmented.make_batch(method, s.representation, dm, s.device)(inputs)
     assert learner.decoder is not None
     z = torch.randn(s.batch_size, s.representation.dim)
     table = Schedule()
@@ -263,7 +294,7 @@ def step_overhead() -> list[dict[str, object]]:
     def frozen() -> None:
         with torch.no_grad(), autocast:
             g = runtime.generator(0, "bench")
-            representation.diffusion_batch(dm, table, method, s.representation, b["x0"], g)
+            segmented.diffusion_batch(dm, table, method, s.representation, b["x0"], g)
 
     def decoder() -> None:
         with autocast:
@@ -306,6 +337,7 @@ BENCHES = {
     "dm_step": dm_step,
     "simsiam_step": simsiam_step,
     "diffsiam_step": diffsiam_step,
+    "disdiff_step": disdiff_step,
     "step_overhead": step_overhead,
     "ddp_2": ddp_2,
 }
