@@ -18,8 +18,8 @@ configfile: PARAMS
 
 
 # Rules run in the environment that Snakemake itself runs in; only `--software-deployment-method apptainer` asks for the
-# image, which `make container` builds in the checkout.
-container: os.path.normpath(f"{os.path.relpath(workflow.basedir)}/resources/diffsiam-{metadata.version('diffsiam')}.sif")
+# image, which `make container` builds. Relative to the working directory: a path with a space is refused even unused.
+container: f"resources/diffsiam-{metadata.version('diffsiam')}.sif"
 
 
 include: "workflow/rules/common.smk"
