@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffsiam import params
+from diffsiam import params, schema
 from diffsiam.errors import UserError
 
 _FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate")  # stages whose --out is one; others': a file
@@ -185,7 +185,13 @@ def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
 def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import tables
 
-    tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
+    reference = args.reference or _thesis(args.table)
+    tables.run(args.table, args.results, args.meta, args.config, reference, args.out)
+
+
+def _thesis(table: str) -> Path:
+    """The thesis's numbers, as they come with the package."""
+    return schema.WORKFLOW / "reference" / f"thesis_table{table}.csv"
 
 
 def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -214,7 +220,8 @@ def _named(text: str) -> tuple[str, Path]:
 def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import summary
 
-    summary.run(args.linear, args.fewshot, args.reference, args.pretrain, args.out)
+    references = args.reference or [_thesis(table) for table in ("4_1", "4_2")]
+    summary.run(args.linear, args.fewshot, references, args.pretrain, args.out)
 
 
 def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -242,10 +249,13 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
         params.section(raw, params.FewShot),
         params.section(raw, params.Runtime),
     )
-    mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
-    encoder = external.Options(args.part, args.stem, mean, std)
-    options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
-    refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
+    if args.features is not None:
+        data, refused = protocols.run_features(args.features, cfg, args.out, metric=args.metric, seed=args.seed)
+    else:
+        mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
+        encoder = external.Options(args.part, args.stem, mean, std)
+        options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
+        refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
     print(summary.encoder(args.out, data, refused, args.out / "summary.md"), end="")
     if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
         raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
@@ -264,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
             "--params",
             action="append",
             metavar="FILE_OR_JSON",
-            help="parameters, a YAML file or a JSON object; repeat to override (default: params.yaml)",
+            help="parameters: a YAML file, a preset's name or a JSON object; repeat to override (default: params.yaml)",
         )
         kind = "DIR" if name in _FOLDERS else "FILE"
         sub.add_argument("--out", type=Path, required=True, metavar=kind, help="what to write")
@@ -308,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
     encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
 
-    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (METHOD section 6).")
+    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (ProbMask).")
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="encoder_ema.safetensors")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
@@ -361,7 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
-    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+    sub.add_argument("--reference", type=Path, metavar="CSV", help="the thesis's numbers (default: the package's)")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors")
@@ -376,7 +386,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("summary", _summary, "Put the methods side by side, with paired differences beside it: CSV, PNG, PDF.")
     for protocol in ("linear", "fewshot"):
         sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
-    sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
+    sub.add_argument(
+        "--reference", type=Path, nargs="+", metavar="CSV", help="the thesis's numbers (default: the package's)"
+    )
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
 
     sub = stage("provenance", _provenance, "Collect the data, and what trained the networks, where, in what time.")
@@ -392,10 +404,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage(
         "evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.", ruled=False
     )
-    sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--encoder", metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
+    source.add_argument("--features", type=Path, metavar="NPZ", help="features of your own in place of an encoder's")
+    sub.add_argument("--metric", choices=["accuracy", "mean_per_class"], default="accuracy", help="of --features")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
     sub.add_argument(
-        "--data", nargs="+", required=True, metavar="NAME_OR_PATH", help="data sets, or images of your own"
+        "--data", nargs="+", default=[], metavar="NAME_OR_PATH", help="data sets, or images of your own, for an encoder"
     )
     sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224 (cifar: 32)")
     sub.add_argument("--part", metavar="WORDS", help="what stands before the names, where weights are there twice")

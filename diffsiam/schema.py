@@ -18,7 +18,11 @@ import yaml
 
 from diffsiam.errors import UserError
 
-SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+# Schema, presets and the thesis's numbers: beside the package in a clone, inside it where a wheel installed it.
+_PACKAGE = Path(__file__).resolve().parent
+WORKFLOW = next(path / "workflow" for path in (_PACKAGE, _PACKAGE.parent) if (path / "workflow" / "schemas").is_dir())
+SCHEMA = WORKFLOW / "schemas" / "params.schema.yaml"
+PRESETS = {path.stem: path for path in sorted((WORKFLOW / "presets").glob("*.yaml"))}
 
 
 def _is_integer(checker: object, value: Any) -> bool:
@@ -41,13 +45,7 @@ _Validator = jsonschema.validators.extend(
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    try:
-        return yaml.safe_load(SCHEMA.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{SCHEMA}: the schema of params.yaml is missing. Install the package from a clone of the "
-            "repository with `pip install -e .`."
-        ) from None
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
 def check(raw: dict[str, Any], *, complete: bool) -> None:
@@ -87,7 +85,7 @@ def _taken(own: list[str]) -> Iterator[str]:
 
 
 def parse(source: str) -> dict[str, Any]:
-    """The mapping in a YAML file, or in a JSON object written out.
+    """The mapping in a YAML file, in a preset by its name, or in a JSON object written out.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping.
@@ -119,11 +117,11 @@ def parse(source: str) -> dict[str, Any]:
 
 def _text(path: str) -> str:
     try:
-        data = Path(path).read_bytes()
+        data = PRESETS.get(path, Path(path)).read_bytes()
     except OSError as e:
         raise UserError(
             f"{path}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
-            "YAML file with --params."
+            f"YAML file or a preset with --params: {', '.join(PRESETS)}."
         ) from None
     end = data.find(b"\0")  # of UTF-16 without a mark, which may be UTF-8 by chance
     try:

@@ -19,7 +19,7 @@ _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 
 
 
 def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> None:
-    """Write the features of ``data``'s train and test images (METHOD section 5: frozen, un-augmented).
+    """Write the features of ``data``'s train and test images: frozen encoder, images un-augmented.
 
     Args:
         encoder: encoder.safetensors or encoder_ema.safetensors, beside its config.json.

@@ -17,9 +17,10 @@ from torch import nn
 from diffsiam import digest, params, runtime
 from diffsiam.data import own, prepare, sources
 from diffsiam.errors import UserError
-from diffsiam.evaluation import external, features, fewshot, linear, store
+from diffsiam.evaluation import external, features, fewshot, linear, own_features, store
 
 PROTOCOLS: dict[str, Callable[..., None]] = {"linear": linear.run, "fewshot": fewshot.run}
+EVALUATE: dict[str, Callable[..., dict[str, Any]]] = {"linear": linear.evaluate, "fewshot": fewshot.evaluate}
 MADE = "made.json"  # result -> digest of all that it was made from
 
 
@@ -59,6 +60,8 @@ def run(
         UserError: an unknown name, a data set without classes, an encoder that cannot be used, or ``out`` holds the
             results of another one.
     """
+    if not datasets:
+        raise UserError("--data: an encoder is evaluated on data sets. Name at least one.")
     own.refuse_unlabelled("--data", [sources.get(name, entries) for name in datasets])
     found = external.load(encoder, weights, image_size, options)
     dim = external.probe(encoder, found)
@@ -96,6 +99,32 @@ def run(
             except UserError as e:
                 refused[name, protocol] = str(e)
     return refused
+
+
+def run_features(
+    path: Path, cfg: Settings, out: Path, *, metric: str, seed: int
+) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """As `run`, on features of one's own: linear/ and fewshot/ under ``out``, and config.json.
+
+    Args:
+        path: an .npz file, see `own_features.feature_set`; the data set is named after it.
+        metric: see ``path``.
+    Returns:
+        The data set's name, alone in a list, and what was refused.
+    """
+    name = path.stem
+    data = own_features.feature_set(path, name, metric, cfg.data)
+    identity = {"tensors": runtime.sha256(path)}
+    _claim(out, identity | {"encoder": path.name, "dim": data.train.shape[1], "seed": seed}, identity, cfg)
+    refused: dict[tuple[str, str], str] = {}
+    for protocol, evaluate in EVALUATE.items():
+        result = out / protocol / f"{name}.json"
+        try:
+            store.write_result(result, evaluate(data, vars(cfg)[protocol], method=path.name, seed=seed))
+        except UserError as e:
+            result.unlink(missing_ok=True)
+            refused[name, protocol] = str(e)
+    return [name], refused
 
 
 class _Made:

@@ -13,6 +13,8 @@ from diffsiam.training.methods import METHODS, snapshot_steps
 
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
 os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+# A container brings the environment; the package is this checkout's, whose digest rules record.
+os.environ |= {"APPTAINERENV_PYTHONPATH": str(Path(workflow.basedir).resolve())}
 
 try:
     params.check(config)
