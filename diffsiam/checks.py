@@ -31,7 +31,7 @@ def section(name: str, values: Raw) -> list[str]:
 
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
-    rules = (_image_sizes, _unets, _classes, _validation, _attributes, _ranges, _figures, _pairs)
+    rules = (_image_sizes, _unets, _classes, _validation, _attributes, _heads, _ranges, _figures, _pairs)
     return [line for rule in rules for line in rule(raw, of)]
 
 
@@ -185,6 +185,24 @@ def _attributes(raw: Raw, of: Of) -> Iterator[str]:
             yield f"{where}.dataset: {name} has no attributes. Those with attributes: {having}."
         elif known and plain(row["name"]) not in map(plain, known):
             yield f"{where}.name: {name} has no attribute {row['name']!r}. There are: {', '.join(known)}."
+
+
+def _heads(raw: Raw, of: Of) -> Iterator[str]:
+    """Heads are on labels that there are, of images that the encoders of the tables take."""
+    labelled = {
+        "attributes_on": ("attributes", [name for name, row in DATASETS.items() if row.attributes]),
+        "regression_on": ("continuous labels", [name for name, row in DATASETS.items() if row.targets]),
+    }
+    size = of(raw["pretrain"])["data"]["image_size"]
+    for key, (what, known) in labelled.items():
+        for name in raw["heads"][key]:
+            if name not in known:
+                yield f"heads.{key}: {name} has no {what}. Those with {what}: {', '.join(known)}."
+            elif (own := of(name)["data"]["image_size"]) != size:
+                yield (
+                    f"heads.{key}: images of {name} are {own}x{own}, those of {raw['pretrain']}, which encoders are "
+                    f"trained on, {size}x{size}. Give both one size in overrides, or leave {name} out."
+                )
 
 
 def _ranges(raw: Raw, of: Of) -> Iterator[str]:

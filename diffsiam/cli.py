@@ -93,7 +93,7 @@ def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import features
 
     cfg, rt = params.section(raw, params.Features), params.section(raw, params.Runtime)
-    features.run(args.encoder, args.data, cfg, rt, args.out)
+    features.run(args.encoder, args.data, cfg, rt, args.out, mirror=args.mirror)
 
 
 def _linear(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -116,6 +116,15 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
     which = {"attribute": args.attribute, "dims": args.dims}
     probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
+
+
+def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import heads
+
+    if (args.features is None) != (args.method == heads.PIXELS):
+        raise UserError("--features: give those of the encoder; without, --method pixels is the floor of the images.")
+    cfg, whose = params.section(raw, params.Heads), {"method": args.method, "seed": args.seed}
+    heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
 
 
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -152,6 +161,12 @@ def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import tables
 
     tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
+
+
+def _heads_table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import attributes
+
+    attributes.run(args.results, args.meta, args.reference, args.pretrain, args.out)
 
 
 def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -269,6 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="weights, beside their config.json")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
 
+    sub.add_argument("--mirror", action="store_true", help="add those of the train images' mirror images, for heads")
+
     encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
     encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
 
@@ -277,6 +294,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
     sub.add_argument("--dims", type=int, default=16, metavar="D", help="its dimensions (default: 16)")
+
+    sub = stage("heads", _heads, "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
+    sub.add_argument("protocol", choices=["attributes", "regression"])
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with such labels")
+    sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the floor of the pixels")
+    sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
+    sub.add_argument("--seed", type=int, help="the encoder's seed, for the record")
 
     sub = stage("generate", _generate, "Make the arrays behind a figure, or the numbers beside them.")
     sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "classifier", "numbers"])
@@ -318,6 +342,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+
+    sub = stage("heads_table", _heads_table, "Collect results of heads as CSV, Markdown and LaTeX, paired beside it.")
+    sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results of heads")
+    sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
+    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="published numbers")
+    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9")

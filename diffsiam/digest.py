@@ -26,12 +26,14 @@ STAGE_MODULES = {
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
     "probmask": "diffsiam.evaluation.probmask",
+    "heads": "diffsiam.evaluation.heads",
     "generation": "diffsiam.generation.figures",
     "attributes": "diffsiam.data.scene_attributes",
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",
     "curve": "diffsiam.report.curve",
     "provenance": "diffsiam.report.provenance",
+    "heads_table": "diffsiam.report.attributes",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

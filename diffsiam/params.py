@@ -157,6 +157,32 @@ class ProbMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadBatchSize:
+    attributes: int
+    regression: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadChoice:
+    attributes: str
+    regression: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    attributes_on: tuple[str, ...]
+    regression_on: tuple[str, ...]
+    epochs: int
+    learning_rate: float
+    batch_size: HeadBatchSize
+    shuffle: bool
+    flip: float
+    choice: HeadChoice
+    bootstrap: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     seed: int
     count: int
@@ -238,6 +264,7 @@ SECTIONS: dict[str, type] = {
     "linear": Linear,
     "fewshot": FewShot,
     "probmask": ProbMask,
+    "heads": Heads,
     "generation": Generation,
     "figures": Figures,
     "runtime": Runtime,

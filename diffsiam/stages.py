@@ -19,6 +19,8 @@ _SAMPLING = tuple(
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
 _RANGES = ("generation.ranges", "representation.segments")
+_HEADS = tuple(f"heads.{name}" for name in ("epochs", "learning_rate", "shuffle", "bootstrap", "seed"))
+_HEADS_ON = ("heads.attributes_on", "heads.regression_on")
 _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
@@ -37,6 +39,8 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_DEVICE),
+    "heads_attributes": (*_HEADS, "heads.batch_size.attributes", "heads.choice.attributes", "heads.flip"),
+    "heads_regression": (*_HEADS, "heads.batch_size.regression", "heads.choice.regression"),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
@@ -45,9 +49,10 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "figure": (),
     "figure4_2": ("figures.early_middle_late",),
     "tables": _EXPERIMENT,
+    "heads_table": ("methods", "seeds", "pretrain", *_HEADS_ON),
 }
 # Leaves that decide which jobs there are and what they are given: what is missing is made.
-JOBS = (*_EXPERIMENT, "generation.methods", "figures.method", "figures.datasets", "overrides")
+JOBS = (*_EXPERIMENT, *_HEADS_ON, "generation.methods", "figures.method", "figures.datasets", "overrides")
 # Leaves that no result depends on.
 UNTRACKED = ("data.root", "representation.collapse_below", "runtime.checkpoint_minutes", "runtime.tensorboard")
 

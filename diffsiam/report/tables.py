@@ -29,15 +29,15 @@ def run(
     """
     found = [runtime.read_json(path) for path in results]
     rows = [row for result in found for row in _ROWS[table](result)]
-    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], _complete(metas))
+    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
     shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
     caption, note = _CAPTIONS[table](found), " ".join([_footnote(configs, frame), *scaling(found)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
-    runtime.write_text(out.with_suffix(".md"), _markdown(caption, shaped, note))
-    runtime.write_text(out.with_suffix(".tex"), _latex(caption, shaped, note))
+    runtime.write_text(out.with_suffix(".md"), markdown(caption, shaped, note))
+    runtime.write_text(out.with_suffix(".tex"), latex(caption, shaped, note))
 
 
 def _linear_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def with_thesis(frame: pd.DataFrame, thesis: pd.DataFrame, keys: list[str], comp
     return frame.merge(printed, on=keys, how="left").reset_index(drop=True)
 
 
-def _complete(metas: Sequence[Path]) -> set[str]:
+def complete(metas: Sequence[Path]) -> set[str]:
     """Data sets with the published counts: the thesis's numbers are not those of a subset."""
     facts = [runtime.read_json(path) for path in metas]
     return {
@@ -91,11 +91,13 @@ def _complete(metas: Sequence[Path]) -> set[str]:
     }
 
 
-def cell(mean: float, half_width: float | None = None, spread: float | None = None, sign: str = "") -> str:
-    """``mean ± half_width (spread)`` with two decimals; what is None or NaN is left out. ``sign`` "+" shows a plus."""
-    text = f"{mean:{sign}.2f}"
-    text += f" ± {half_width:.2f}" if half_width is not None and pd.notna(half_width) else ""
-    return text + (f" ({spread:.2f})" if spread is not None and pd.notna(spread) else "")
+def cell(
+    mean: float, half_width: float | None = None, spread: float | None = None, sign: str = "", decimals: int = 2
+) -> str:
+    """``mean ± half_width (spread)``; what is None or NaN is left out. ``sign`` "+" shows a plus."""
+    text = f"{mean:{sign}.{decimals}f}"
+    text += f" ± {half_width:.{decimals}f}" if half_width is not None and pd.notna(half_width) else ""
+    return text + (f" ({spread:.{decimals}f})" if spread is not None and pd.notna(spread) else "")
 
 
 def _shape(frame: pd.DataFrame, datasets: list[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -166,7 +168,9 @@ def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
     return [f"Features scaled to a mean norm of {' or '.join(sorted(to))} (fewshot.normalize: norm)."] if to else []
 
 
-def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+def markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+    """A caption, a table for each block and a note. A block is its number of shots, or None where there is but one, and
+    rows of a title and cells, the head first; a cell is its text and whether it is its column's best."""
     out = [f"**{caption}**", ""]
     for shots, (head, *rows) in blocks:
         out += [f"{shots}-shot", ""] if shots is not None else []
@@ -180,7 +184,8 @@ def _markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> st
     return "\n".join([*out, note, ""])
 
 
-def _latex(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+def latex(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
+    """What `markdown` writes, in LaTeX."""
     out = [r"\begin{table}", r"\centering", f"\\caption{{{_tex(caption)}}}"]
     for shots, (head, *rows) in blocks:
         out += [f"\\par\\medskip {shots}-shot\\par"] if shots is not None else []

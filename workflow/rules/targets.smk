@@ -3,13 +3,14 @@
 from snakemake.io import strip_wildcard_constraints
 
 LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
+PREPARED = sorted({config["pretrain"], *config["transfer"], *HEADS_ON["attributes"], *HEADS_ON["regression"]})
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 
 
 # Takes the fingerprints of all sources that the data sets and the diffusion model are made of, and makes nothing.
 rule sources:
     params:
-        [data_seen(name) for name in sorted({config["pretrain"], *config["transfer"]})],
+        [data_seen(name) for name in PREPARED],
         diffusion_seen(config["pretrain"]),
 
 
@@ -19,7 +20,7 @@ localrules:
 
 rule data_sets:
     input:
-        expand(LEAVES["data"], dataset=sorted({config["pretrain"], *config["transfer"]})),
+        expand(LEAVES["data"], dataset=PREPARED),
 
 
 rule diffusion_model:
