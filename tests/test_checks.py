@@ -67,6 +67,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"representation__diti": {"stages": [500, 900], "dims_per_stage": [128, 128]}}, ["rise to 1000"]),
     ({"representation__diti": {"stages": [600, 500, 1000], "dims_per_stage": [56, 100, 100]}}, ["rise to 1000"]),
     ({"representation__diti": {"stages": [1, 2, 1000], "dims_per_stage": [56, 100, 100]}}, ["hold [1, 0, 31]"]),
+    ({"heads__attributes_on": ["digits"]}, ["heads.attributes_on: digits has no attributes", "CelebA, sprites"]),
+    ({"heads__regression_on": ["CelebA"]}, ["CelebA has no continuous labels", "LFW, sprites"]),
+    (
+        {"heads__regression_on": ["LFW"], "overrides": {"LFW": {"data": {"image_size": 64}}}},
+        ["heads.regression_on: images of LFW are 64x64, those of sprites", "16x16"],
+    ),
     ({"linear__penalty_min": 10.0, "linear__penalty_max": 0.1}, ["linear.penalty_min: 10 is above", "0.1"]),
     ({"diffusion__unet__norm_groups": 7}, ["diffusion.unet.norm_groups: 7", "width 32", "divisor"]),
     ({"diffusion__unet__channels": [32] * 5}, ["diffusion.unet.channels", "sprites", "16x16", "at most 4 widths"]),

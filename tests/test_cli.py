@@ -18,7 +18,7 @@ COMMAND = ["features", "--encoder", "e.safetensors", "--data", "data", "--out", 
 
 
 def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
-    def run(*args: object) -> None:
+    def run(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(features, "run", run)

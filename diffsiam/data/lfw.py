@@ -1,5 +1,5 @@
-"""Labeled Faces in the Wild, funneled, with the attributes of Kumar et al. (2009) as continuous labels: split and pixels
-are DiTi's (yue-zhongqi/diti, eval/src/lfw_attribute.py)."""
+"""Labeled Faces in the Wild, funneled, with the attributes of Kumar et al. (2009) as continuous labels; split and
+pixels are DiTi's (yue-zhongqi/diti, eval/src/lfw_attribute.py)."""
 
 from __future__ import annotations
 

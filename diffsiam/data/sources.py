@@ -205,34 +205,12 @@ _SPRITES_ATTRIBUTES = (
 )
 _FFHQ = (Archive("ffhq", "", (), None, None, None),)  # a folder of its PNG files, of any size
 
-# Attributes: Kumar et al. 2009. LFW's own server is often away.
-_LFW_ADDRESS = "http://vis-www.cs.umass.edu/lfw"
+# LFW's server is gone; the checksums are those that torchvision keeps. Attributes: Kumar et al. 2009.
 _LFW_ATTRIBUTES = "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt"
 _LFW = (
-    Archive(
-        "lfw-funneled.tgz",
-        "lfw-py",
-        ("lfw_funneled",),
-        f"{_LFW_ADDRESS}/lfw-funneled.tgz",
-        "md5:1b42dfed7d15c9b2dd63d5e5840c86ad",
-        243,
-    ),
-    Archive(
-        "peopleDevTrain.txt",
-        "lfw-py",
-        (),
-        f"{_LFW_ADDRESS}/peopleDevTrain.txt",
-        "md5:54eaac34beb6d042ed3a7d883e247a21",
-        1,
-    ),
-    Archive(
-        "peopleDevTest.txt",
-        "lfw-py",
-        (),
-        f"{_LFW_ADDRESS}/peopleDevTest.txt",
-        "md5:e4bf5be0a43b5dcd9dc5ccfcb8fb19c5",
-        1,
-    ),
+    Archive("lfw-funneled.tgz", "lfw-py", ("lfw_funneled",), None, "md5:1b42dfed7d15c9b2dd63d5e5840c86ad", 243),
+    Archive("peopleDevTrain.txt", "lfw-py", (), None, "md5:54eaac34beb6d042ed3a7d883e247a21", 1),
+    Archive("peopleDevTest.txt", "lfw-py", (), None, "md5:e4bf5be0a43b5dcd9dc5ccfcb8fb19c5", 1),
     Archive("lfw_attributes.txt", "lfw-py", (), _LFW_ATTRIBUTES, None, 10),
 )
 

@@ -319,4 +319,6 @@ def pixel_features(images: NDArray[np.uint8]) -> Array:
         blocks[begin : begin + 1024] = part.reshape(len(part), small, side // small, small, side // small, 3).mean(
             (2, 4)
         )
-    return blocks.reshape(count, -1) / np.float32(127.5) - 1
+    blocks /= 127.5
+    blocks -= 1
+    return blocks.reshape(count, -1)

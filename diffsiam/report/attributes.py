@@ -82,12 +82,13 @@ def shape(frame: pd.DataFrame) -> list[tuple[str, list[tuple[str, bool]]]]:
     means = frame.groupby(["method", "dataset", "metric"], sort=False).agg(
         value=("value", "mean"), ci95=("ci95", "mean"), spread=("value", "std"), paper=("paper_value", "first")
     )
+    cell_of = means.to_dict("index")
     best = {(d, m): METRICS[m][2](means.xs((d, m), level=("dataset", "metric"))["value"]) for d, m in columns}
     rows, printed = [], []
     for method in dict.fromkeys(frame["method"]):
         cells, paper = [], []
         for dataset, metric in columns:
-            found = means.loc[method, dataset, metric]
+            found = cell_of[method, dataset, metric]
             text = tables.cell(found["value"], found["ci95"], found["spread"], decimals=METRICS[metric][1])
             cells.append((text, bool(found["value"] == best[dataset, metric])))
             paper.append(("" if pd.isna(found["paper"]) else f"{found['paper']:.{METRICS[metric][1]}f}", False))
@@ -128,7 +129,7 @@ def difference_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
         more = [CLAIM] if set(CLAIM) <= set(methods) else []
         more += [(name, PIXELS) for name in methods if (PIXELS, None) in group]
         for method, against in [*paired.pairs(methods), *more]:
-            seeds = sorted(seed for name, seed in group if name == method)
+            seeds = [seed for name, seed in group if name == method]
             for metric in next(iter(group.values()))["metrics"]:
                 x, y = (_stack(group, name, metric, seeds) for name in (method, against))
                 by_seed = x[0] - y[0]
@@ -184,7 +185,7 @@ def _differences(differences: pd.DataFrame) -> str:
     if shown.empty:
         return ""
     columns = list(dict.fromkeys(zip(shown["dataset"], shown["metric"], strict=True)))
-    cells = shown.set_index(["method", "against", "dataset", "metric"])
+    cells = shown.set_index(["method", "against", "dataset", "metric"]).to_dict("index")
     lines = [
         "",
         "**Paired differences** ± 95 % half-width, draw by draw of the test images. All: paired_attributes.csv.",
@@ -195,7 +196,7 @@ def _differences(differences: pd.DataFrame) -> str:
     for method, against in dict.fromkeys(zip(shown["method"], shown["against"], strict=True)):
         row = [f"{TITLES[method]} minus {TITLES[against]}"]
         for dataset, metric in columns:
-            d = cells.loc[method, against, dataset, metric]
+            d = cells[method, against, dataset, metric]
             row.append(tables.cell(d["difference"], d["ci95"], d["spread"], sign="+", decimals=METRICS[metric][1]))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join([*lines, ""])

@@ -55,6 +55,16 @@ def test_addresses_and_checksums_are_torchvisions() -> None:
     assert f'md5="{caltech.checksum.removeprefix("md5:")}"' in text
 
 
+def test_lfw_has_torchvisions_names_and_checksums() -> None:
+    theirs = datasets.LFWPeople
+    folder, archive, md5 = theirs.file_dict["funneled"]
+    expected = {archive: md5} | {name: theirs.checksums[name] for name in ("peopleDevTrain.txt", "peopleDevTest.txt")}
+    images, *lists = sources.DATASETS["LFW"].archives[:-1]
+    assert {a.file: (a.checksum or "").removeprefix("md5:") for a in (images, *lists)} == expected
+    assert images.makes == (folder,)
+    assert {a.folder for a in sources.DATASETS["LFW"].archives} == {theirs.base_folder}
+
+
 def test_counts_match_only_the_whole_data_set() -> None:
     assert sources.counts_match("Aircraft", 6667, 3333)
     assert not sources.counts_match("Aircraft", 3334, 3333)  # train without its val part

@@ -31,6 +31,7 @@ MICRO = {
     "representation": {"encoder_width": 4, "segments": 32, "steps": 3, "batch_size": 16},
     "fewshot": {"episodes": 20, "shots": [1, 2], "epochs": 2},
     "linear": {"penalties": 3},
+    "heads": {"regression_on": [], "epochs": 1, "bootstrap": 2},
     "runtime": {"threads": 1},
 }
 

@@ -137,7 +137,7 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     values = {(key, value) for job in jobs for key, value in job["wildcards"].items()}
     lists = {LISTS[key] for key, value in values if key in LISTS and value not in "/".join(outs).split("/")}
     if any(key == "dataset" and value not in params["transfer"] for key, value in values):
-        lists.add("pretrain")
+        lists |= {"pretrain", "heads.attributes_on", "heads.regression_on"}
     return {
         "outs": ({covering(file, outs) for file in outputs}, outs),
         "deps": ({covering(file, deps) for file in inputs} | files, deps),
