@@ -131,8 +131,8 @@ def run(
         features: of the encoder; None for the floor that the pixels themselves are, `PIXELS`.
         method, seed: the encoder's, for the record.
     Raises:
-        UserError: the data set has no such labels, or as good as none; features that `store.read` refuses; a training
-            that diverges.
+        UserError: the data set has no such labels, or as good as none; features that `store.read` refuses, or without
+            those of the mirror images where they are needed; a training that diverges.
     """
     torch.set_num_threads(1)  # a batch is too small to share
     row = PROTOCOLS[protocol]
@@ -145,6 +145,11 @@ def run(
     else:
         found = store.read(features, data / "meta.json")
         x, mirrored, x_test = found.train, found.train_mirrored, found.test
+        if mirrored is None and row.flip(cfg) and sources.get(found.dataset).mirror:
+            raise UserError(
+                f"{features}: has no features of the mirror images that {protocol} on {found.dataset} trains on. "
+                "Extract it with `diffsiam features --mirror`, or set heads.flip to 0."
+            )
     choice, validation = row.choice(cfg), np.asarray(meta["splits"]["val"], np.int64)
     rows = np.setdiff1d(np.arange(len(x)), validation) if choice == "val" else np.arange(len(x))
     judged = {"val": (x[validation], y[validation]), "last": None, "best_test": (x_test, y_test)}[choice]

@@ -22,10 +22,12 @@ import pandas as pd
 from diffsiam import runtime
 from diffsiam.errors import UserError
 from diffsiam.report import paired, tables
-from diffsiam.training.methods import METHODS
+from diffsiam.training import methods
 
 MEAN, PIXELS = "mean", "pixels"  # in place of a method: floors
-TITLES = {MEAN: "Prediction of the mean", PIXELS: "Raw pixels"} | {name: row.title for name, row in METHODS.items()}
+TITLES = {MEAN: "Prediction of the mean", PIXELS: "Raw pixels"} | {
+    name: row.title for name, row in methods.METHODS.items()
+}
 METRICS = {"ap": ("AP", 2, max), "r": ("r", 3, max), "mse": ("MSE", 3, min)}  # heading, decimals, which is best
 CLAIM = ("diti", "pdae")  # what DiTi's paper says is above what
 COLUMNS = ["method", "pretrain", "dataset", "seed", "protocol", "metric", "value", "ci95", "n_train", "n_test"]
@@ -41,9 +43,13 @@ def run(results: Sequence[Path], metas: Sequence[Path], reference: Path, pretrai
         reference: published numbers as CSV: method, pretrain, dataset, metric, paper_value.
         pretrain: the data set that the encoders were trained on.
     Raises:
-        UserError: results whose test images or draws differ, or a combination of method and seed that has none.
+        UserError: an unknown method; results whose test images or draws differ, or a combination of method and seed
+            that has none.
     """
-    found = sorted(map(runtime.read_json, results), key=lambda r: list(TITLES).index(r["method"]))
+    found = [runtime.read_json(path) for path in results]
+    for name in {r["method"] for r in found} - {PIXELS}:
+        methods.lookup(name)
+    found.sort(key=lambda r: list(TITLES).index(r["method"]))
     frame = table(found, pretrain)
     printed = runtime.read_csv(reference)
     printed = printed[printed["dataset"].isin(tables.complete(metas))]
@@ -125,10 +131,10 @@ def difference_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
     protocol, dataset, metric, method, against, difference, ci95, spread over seeds."""
     rows = []
     for (protocol, dataset), group in _grouped(results).items():
-        methods = [name for name in dict.fromkeys(method for method, _ in group) if name != PIXELS]
-        more = [CLAIM] if set(CLAIM) <= set(methods) else []
-        more += [(name, PIXELS) for name in methods if (PIXELS, None) in group]
-        for method, against in [*paired.pairs(methods), *more]:
+        names = [name for name in dict.fromkeys(method for method, _ in group) if name != PIXELS]
+        more = [CLAIM] if set(CLAIM) <= set(names) else []
+        more += [(name, PIXELS) for name in names if (PIXELS, None) in group]
+        for method, against in [*paired.pairs(names), *more]:
             seeds = [seed for name, seed in group if name == method]
             for metric in next(iter(group.values()))["metrics"]:
                 x, y = (_stack(group, name, metric, seeds) for name in (method, against))
@@ -143,8 +149,8 @@ def difference_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 }
                 spread = by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan
                 rows.append(where | {"difference": by_seed.mean(), "ci95": (high - low) / 2, "spread": spread})
-    names = ["protocol", "dataset", "metric", "method", "against", "difference", "ci95", "spread"]
-    return pd.DataFrame(rows, columns=names)
+    columns = ["protocol", "dataset", "metric", "method", "against", "difference", "ci95", "spread"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 _Group = dict[tuple[str, int | None], dict[str, Any]]  # (method, seed) -> result

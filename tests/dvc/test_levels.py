@@ -32,6 +32,7 @@ def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clon
     clone.edit("methods", ["simsiam", "diti", "diffsiam_hier"])
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
+    clone.edit("heads.regression_on", ["sprites"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
     return clone
 

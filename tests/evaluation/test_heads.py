@@ -265,6 +265,21 @@ def test_a_data_set_without_such_labels_is_refused(tmp_path: Path, rng: np.rando
     assert result("attributes", data, CFG, features)["n_test"] == 40
 
 
+def test_where_mirror_images_have_the_same_attributes_their_features_are_needed(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    data, features = stored(tmp_path, rng)
+    meta = runtime.read_json(data / "meta.json") | {"dataset": "CelebA"}
+    (data / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"--mirror`, or set heads.flip to 0"):
+        result("attributes", data, CFG, features)
+    plain = result("attributes", data, dataclasses.replace(CFG, flip=0.0), features)
+    found = store.read(features, data / "meta.json")
+    arrays = found.train, found.train_labels, found.test, found.test_labels
+    store.write(features, *arrays, mirrored=found.train)  # of images that are their own mirror images
+    assert result("attributes", data, CFG, features)["metrics"] == plain["metrics"]
+
+
 def test_an_attribute_that_no_test_image_has_is_named_and_left_out(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:

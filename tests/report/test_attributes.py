@@ -126,6 +126,7 @@ def test_a_choice_by_the_test_images_is_named_a_leak(tmp_path: Path) -> None:
     ("results", "said"),
     [
         ([*RESULTS[:-1], head("pixels", None, {"ap": 25.0}, n_test=49)], r"different test images or draws: .*49.*50"),
+        ([*RESULTS, head("ditti", 0, {"ap": 1.0})], r"unknown method 'ditti'"),
         (RESULTS[1:], r"no result of diti at seed 0 for attributes on CelebA"),
     ],
 )
