@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from diffsiam.data.sources import DATASETS
+from diffsiam.training.methods import METHODS
 
 TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
+CODES = ("count", "dim", "embedding", "reconstruction", "weight", "least_signal", "weighting", "encoder_gradient")
+CODED_SIZES = (8, 16, 32, 64)  # of `diffsiam.models.encoder.STRIDED`
 
 Raw = dict[str, Any]
 Of = Callable[[str], Raw]  # the parameters as they stand for one data set, with its overrides
@@ -31,7 +34,7 @@ def section(name: str, values: Raw) -> list[str]:
 
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
-    rules = (_image_sizes, _unets, _classes, _validation, _attributes, _heads, _ranges, _figures, _pairs)
+    rules = (_image_sizes, _codes, _unets, _classes, _validation, _attributes, _heads, _ranges, _figures, _pairs)
     return [line for rule in rules for line in rule(raw, of)]
 
 
@@ -42,8 +45,17 @@ def plain(name: str) -> str:
 
 # -------------------------------------------------------------------------------------------- within one section
 def _representation(cfg: Raw) -> Iterator[str]:
-    dim, segments, (low, high) = 8 * cfg["encoder_width"], cfg["segments"], cfg["views"]["crop_scale"]
-    if dim % segments:
+    segments, (low, high), codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
+    if codes and (missing := [key for key in CODES if key not in codes]):
+        yield f"codes: {', '.join(missing)} missing. Copy them from workflow/presets/demo.yaml."
+        return
+    dim = _dim(cfg)
+    if codes and segments != codes["count"]:
+        yield (
+            f"segments: met {segments} with {codes['count']} codes. With codes the two are one: set segments to "
+            f"{codes['count']}, or codes.count to {segments}."
+        )
+    elif dim % segments:
         yield (
             f"segments: {segments} does not divide the representation's d = 8 * encoder_width = {dim}. Choose a "
             f"divisor of {dim}."
@@ -57,6 +69,11 @@ def _representation(cfg: Raw) -> Iterator[str]:
             f"snapshots: met {cfg['snapshots']}, more than the {cfg['steps']} of representation.steps. Choose at most "
             "one per step."
         )
+
+
+def _dim(cfg: Raw) -> int:
+    """d: numbers in z."""
+    return cfg["codes"]["count"] * cfg["codes"]["dim"] if cfg["codes"] else 8 * cfg["encoder_width"]
 
 
 def _diti(cfg: Raw, segments: int, dim: int) -> Iterator[str]:
@@ -115,6 +132,34 @@ def _resized(raw: Raw) -> list[str]:
     """Data sets of the tables with an image size of their own."""
     tables = dict.fromkeys((raw["pretrain"], *raw["transfer"]))
     return [name for name in tables if "data" in raw["overrides"].get(name, {})]
+
+
+def _codes(raw: Raw, of: Of) -> Iterator[str]:
+    """Methods with codes have them, on images that their encoder takes."""
+    wanted = {"methods": (raw["methods"], [raw["pretrain"]])}
+    for key, (names, datasets) in wanted.items():
+        for dataset in datasets:
+            mine = of(dataset)
+            size, codes = mine["data"]["image_size"], mine["representation"]["codes"]
+            rows = 2 * mine["diffusion"]["unet"]["channels"][0]  # of the orthogonal matrix: half the time embedding
+            trained = mine["diffusion"]["source"] == "pretrain"
+            if codes and codes["embedding"] == "orthogonal" and trained and codes["count"] > rows:
+                yield (
+                    f"representation.codes.count: met {codes['count']} on {dataset}, but the orthogonal embedding of a "
+                    f"diffusion model of {rows // 2} channels has {rows} rows. Choose at most {rows}, or embedding: "
+                    "learned."
+                )
+            if codes and size not in CODED_SIZES:
+                yield (
+                    f"data.image_size: met {size} on {dataset}, whose representation.codes ask for an encoder of "
+                    f"{', '.join(map(str, CODED_SIZES))} pixels. Choose one of these, or set codes to null."
+                )
+            for name in names:
+                if METHODS[name].coded and not codes:
+                    yield (
+                        f"{key}: {name} needs representation.codes, which is null on {dataset}. Give it in "
+                        f"overrides.{dataset}, as workflow/presets/disdiff-cpu.yaml does, or take {name} out."
+                    )
 
 
 def _unets(raw: Raw, of: Of) -> Iterator[str]:
@@ -177,7 +222,7 @@ def _attributes(raw: Raw, of: Of) -> Iterator[str]:
     """Attribute classifiers are of attributes that there are, and of no more dimensions than z has."""
     for i, row in enumerate(raw["probmask"]["attributes"]):
         where, name, dims = f"probmask.attributes.{i}", row["dataset"], row["dims"]
-        known, dim = DATASETS[name].attributes, 8 * of(name)["representation"]["encoder_width"]
+        known, dim = DATASETS[name].attributes, _dim(of(name)["representation"])
         if dims > dim:
             yield f"{where}.dims: met {dims} for {row['name']}, but z has d = {dim} on {name}. Choose 1 to {dim}."
         if not known and not DATASETS[name].pseudo_labels:

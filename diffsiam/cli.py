@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
     that is printed."""
     args = _parser().parse_args(argv)
+    _share_cores()
     try:
         if args.processes > 1 and "WORLD_SIZE" not in os.environ:
             from diffsiam.training import launch
@@ -47,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _share_cores() -> None:
+    """Let threads that wait for each other give their core away after a moment. By default they spin for it, for
+    milliseconds, and jobs that share cores then run at a hundredth of their speed (docs/cluster.md). OpenMP reads this
+    when a library brings it along; what the user set stands."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _check_out(stage: str, out: Path) -> None:
@@ -158,15 +167,11 @@ def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
 
 
 def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import tables
+    from diffsiam.report import attributes, tables
 
+    if args.table == "attributes":
+        return attributes.run(args.results, args.meta, args.config, args.reference, args.pretrain, args.out)
     tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
-
-
-def _heads_table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import attributes
-
-    attributes.run(args.results, args.meta, args.reference, args.pretrain, args.out)
 
 
 def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -334,20 +339,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
     trained_options(sub)
 
-    sub = stage("table", _table, "Collect results into Table 4.1 or 4.2 as CSV, Markdown and LaTeX.")
-    sub.add_argument("table", choices=["4_1", "4_2"])
+    sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
+    sub.add_argument("table", choices=["4_1", "4_2", "attributes"])
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results to collect")
     sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
-    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
-
-    sub = stage("heads_table", _heads_table, "Collect results of heads as CSV, Markdown and LaTeX, paired beside it.")
-    sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results of heads")
-    sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="published numbers")
-    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
+    sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9")

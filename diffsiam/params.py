@@ -65,6 +65,21 @@ class Optimizer:
     momentum: float
     weight_decay: float
     schedule: str
+    warmup: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """The codes z is cut into, for DisDiff; with them the encoder is its own, of every method."""
+
+    count: int
+    dim: int
+    embedding: str
+    reconstruction: str
+    weight: float
+    least_signal: float
+    weighting: str
+    encoder_gradient: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +100,7 @@ class Representation:
     ssl_weight: float
     diffusion_weight: float
     diti: Diti
+    codes: Codes | None
     steps: int
     batch_size: int
     optimizer: Optimizer
@@ -98,7 +114,12 @@ class Representation:
     @property
     def dim(self) -> int:
         """d: numbers in the representation z."""
-        return 8 * self.encoder_width
+        return self.codes.count * self.codes.dim if self.codes else 8 * self.encoder_width
+
+    @property
+    def encoder(self) -> str:
+        """Its kind, of `diffsiam.models.encoder.build`."""
+        return "conv" if self.codes else "resnet10"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,15 +343,23 @@ def section(raw: dict[str, Any], cls: type[T]) -> T:
 
 
 def select(raw: dict[str, Any], leaves: tuple[str, ...], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The part of ``raw`` below the dotted ``leaves``, nested as in ``raw``, less ``section.key`` of ``without``."""
+    """The part of ``raw`` below the dotted ``leaves``, nested as in ``raw``, less the dotted leaves ``without``."""
     out: dict[str, Any] = {}
     for leaf in leaves:
         keys = leaf.split(".")
         value: Any = functools.reduce(lambda node, key: node[key], keys, raw)
         out = schema.merge(out, functools.reduce(lambda node, key: {key: node}, reversed(keys), value))
-    for name, key in (leaf.split(".") for leaf in without):
-        out[name] = {k: v for k, v in out[name].items() if k != key}
+    for leaf in without:
+        out = _less(out, leaf.split("."))
     return out
+
+
+def _less(node: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """``node`` without what ``keys`` lead to, where there is such a thing."""
+    if len(keys) == 1:
+        return {k: v for k, v in node.items() if k != keys[0]}
+    inner = node[keys[0]]
+    return {**node, keys[0]: _less(inner, keys[1:]) if isinstance(inner, dict) else inner}
 
 
 def _build(cls: type[T], raw: dict[str, Any], where: str) -> T:
@@ -340,6 +369,8 @@ def _build(cls: type[T], raw: dict[str, Any], where: str) -> T:
         if field.name not in raw:
             raise UserError(f"params: {where}.{field.name} is missing. Copy it from workflow/presets/demo.yaml.")
         hint, value = hints[field.name], raw[field.name]
+        if isinstance(value, dict):
+            hint = next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
         if dataclasses.is_dataclass(hint):
             value = _build(typing.cast(type, hint), value, f"{where}.{field.name}")
         elif isinstance(value, list):

@@ -54,6 +54,9 @@ def generator(seed: int, purpose: str, item: int | str = 0, device: torch.device
 
 
 # ------------------------------------------------------------------------------------------ device, precision
+_WIDE_ENOUGH = 64  # channels from which bf16 was faster on the CPUs that it was measured on
+
+
 def select_device(runtime: Runtime) -> torch.device:
     """The device that ``runtime.device`` names; sets the number of CPU threads and deterministic mode
     on the way.
@@ -94,15 +97,16 @@ def _keep_memory() -> None:
         allocator.mallopt(mmap_max, 0)
 
 
-def compute_dtype(runtime: Runtime, device: torch.device) -> torch.dtype:
-    """bf16 or fp32, for autocast. ``auto`` is bf16 only where it is faster: a CPU needs bf16 instructions (AMX or
-    AVX512_BF16); without them bf16 convolutions run at about half the speed of fp32."""
+def compute_dtype(runtime: Runtime, device: torch.device, width: int) -> torch.dtype:
+    """bf16 or fp32, for autocast. ``auto`` is bf16 only where it is faster: on a CPU with instructions for it (AMX or
+    AVX512_BF16), in networks whose widest feature map has ``width`` >= `_WIDE_ENOUGH` channels (docs/gpu.md)."""
     import torch
 
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
     else:
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = fast and width >= _WIDE_ENOUGH
     use_bf16 = runtime.precision == "bf16" or (runtime.precision == "auto" and fast)
     return torch.bfloat16 if use_bf16 else torch.float32
 

@@ -54,6 +54,18 @@ def overridden(**sections: Any) -> dict[str, Any]:
     return {"CelebA": sections}
 
 
+CODES = {
+    "count": 4,
+    "dim": 64,
+    "embedding": "orthogonal",
+    "reconstruction": "l1",
+    "weight": 0.5,
+    "least_signal": 0.02,
+    "weighting": "difference",
+    "encoder_gradient": "code",
+}
+
+
 CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"representation__segments": 33}, ["representation.segments: 33", "divisor of 256"]),
     ({"representation__segments": 1000}, ["representation.segments: met 1000", "at most 999"]),
@@ -72,6 +84,20 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"heads__regression_on": ["LFW"], "overrides": {"LFW": {"data": {"image_size": 64}}}},
         ["heads.regression_on: images of LFW are 64x64, those of sprites", "16x16"],
+    ),
+    ({"representation__codes": CODES}, ["representation.segments: met 32 with 4 codes", "set segments to 4"]),
+    ({"methods": ["pdae", "disdiff"]}, ["methods: disdiff needs representation.codes, which is null on sprites"]),
+    (
+        {"representation__codes": CODES | {"count": 128}, "representation__segments": 128},
+        ["representation.codes.count: met 128", "at most 64", "learned"],
+    ),
+    (
+        {"data__image_size": 128, "representation__codes": CODES | {"count": 32, "dim": 8}},
+        ["data.image_size: met 128 on sprites", "8, 16, 32, 64"],
+    ),
+    (
+        {"overrides": overridden(representation={"segments": 4, "codes": {"count": 4, "dim": 2}})},
+        ["overrides.CelebA: representation.codes", "embedding, reconstruction, weight"],
     ),
     ({"linear__penalty_min": 10.0, "linear__penalty_max": 0.1}, ["linear.penalty_min: 10 is above", "0.1"]),
     ({"diffusion__unet__norm_groups": 7}, ["diffusion.unet.norm_groups: 7", "width 32", "divisor"]),

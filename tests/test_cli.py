@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,26 @@ def test_a_stage_writes_a_folder_where_its_rule_asks_for_several_files() -> None
         found |= {text.split()[0]: re.search(r"--out (\S+)", text)[1] for text in stages if "--out " in text}
     folders = {stage for stage, out in found.items() if out == "$(dirname" or "folder" in out}
     assert folders == set(cli._FOLDERS) - {"evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen: list[str | None] = []
+    monkeypatch.setattr(features, "run", lambda *args: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    assert cli.main(COMMAND) == 0
+    assert seen == [expected]
+
+
+def test_the_command_line_is_read_before_a_library_brings_openmp_along() -> None:
+    code = "import sys, diffsiam.cli; print(sorted({'torch', 'numpy', 'sklearn', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

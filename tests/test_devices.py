@@ -22,6 +22,7 @@ from diffsiam.data import augment
 from diffsiam.diffusion.schedule import Schedule
 from diffsiam.evaluation import features
 from diffsiam.models.encoder import Encoder
+from diffsiam.training import diffsiam as segmented
 from diffsiam.training import diffusion, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
@@ -90,14 +91,14 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_float64(name: str, device: s
     runtime_on(device)
     cfg, dm = tiny.section(params.Representation, encoder_width=2), tiny.diffusion_model()
     torch.manual_seed(1)
-    learner = representation.Learner(METHODS[name], cfg, tiny.SIDE, dm).train()
+    learner = segmented.Learner(METHODS[name], cfg, tiny.SIDE, dm).train()
     for p in learner.decoder.parameters() if learner.decoder is not None else ():
         nn.init.normal_(p, std=0.2)
     exact, frozen = copy.deepcopy(learner).double(), copy.deepcopy(dm).double()
 
     x0 = torch.rand(6, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(2)) * 2 - 1
     batch: dict[str, Any] = {"x0": x0, "view1": x0.flip(3), "view2": x0.flip(2)}
-    batch |= representation.diffusion_batch(dm, Schedule(), METHODS[name], cfg, x0, runtime.generator(0, "noise"))
+    batch |= segmented.diffusion_batch(dm, Schedule(), METHODS[name], cfg, x0, runtime.generator(0, "noise"))
     loss = learner.to(device)(moved(batch, device))["loss"]
     with in_float64():
         reference = exact(moved(batch, "cpu", torch.float64))["loss"]
@@ -116,7 +117,7 @@ def test_loss_and_gradients_are_those_of_the_cpu_in_float64(name: str, device: s
 
 def test_what_a_step_draws_lies_on_the_device(device: str) -> None:
     cfg, dm = tiny.section(params.Representation), tiny.diffusion_model().to(device)
-    make = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device(device))
+    make = segmented.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device(device))
     with torch.no_grad():
         batch, again = make(tiny.given(3, 6, device=device)), make(tiny.given(3, 6, device=device))
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}

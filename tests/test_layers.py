@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "diffsiam"
 ORDER = [  # a module imports from its own layer and from those above it in this list
     {"errors"},
-    {"schema", "data.sources"},  # the table of data sets lies with them, and parameters are checked against it
+    {"schema", "data.sources", "training.methods"},  # the tables, against which parameters are checked
     {"checks"},
     {"params", "digest"},
     {"runtime", "graph"},

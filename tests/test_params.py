@@ -73,7 +73,17 @@ def compare(cls: type, rule: dict[str, Any], where: str) -> list[str]:
             out += compare(typing.cast(type, hint), own, f"{where}.{name}")
             continue
         parts = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
-        json_names = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+        for inner in filter(dataclasses.is_dataclass, parts):
+            out += compare(typing.cast(type, inner), own, f"{where}.{name}")
+        parts = tuple(dict if dataclasses.is_dataclass(p) else p for p in parts)
+        json_names = {
+            dict: "object",
+            int: "integer",
+            float: "number",
+            str: "string",
+            bool: "boolean",
+            type(None): "null",
+        }
         expected = {json_names.get(p, "array") for p in parts}
         allowed = own.get("type", None)
         met = {allowed} if isinstance(allowed, str) else set(allowed or [])

@@ -101,21 +101,23 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("precision", "tiles", "vectors", "expected"),
+    ("precision", "tiles", "vectors", "width", "expected"),
     [
-        ("auto", False, False, torch.float32),
-        ("auto", True, False, torch.bfloat16),
-        ("auto", False, True, torch.bfloat16),
-        ("bf16", False, False, torch.bfloat16),
-        ("fp32", True, True, torch.float32),
+        ("auto", False, False, 64, torch.float32),
+        ("auto", True, False, 64, torch.bfloat16),
+        ("auto", False, True, 64, torch.bfloat16),
+        ("auto", True, True, 63, torch.float32),
+        ("bf16", False, False, 4, torch.bfloat16),
+        ("fp32", True, True, 512, torch.float32),
     ],
 )
-def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(
-    precision: str, tiles: bool, vectors: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bf16_in_wide_networks_where_the_cpu_has_instructions_for_it(
+    precision: str, tiles: bool, vectors: bool, width: int, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
-    assert runtime.compute_dtype(dataclasses.replace(CPU, precision=precision), torch.device("cpu")) == expected
+    cfg = dataclasses.replace(CPU, precision=precision)
+    assert runtime.compute_dtype(cfg, torch.device("cpu"), width) == expected
 
 
 # ------------------------------------------------------------------------------------------------ atomic files

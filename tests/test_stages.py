@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,19 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
         "noise_levels": [100],
         "measured": 8,
         "classifier": {"width": 1, "steps": 1},
+    },
+}
+CODES = {  # of the methods that have any
+    "segments": 4,
+    "codes": {
+        "count": 4,
+        "dim": 8,
+        "embedding": "none",
+        "reconstruction": "l1",
+        "weight": 0.5,
+        "least_signal": 0.0,
+        "weighting": "constant",
+        "encoder_gradient": "code",
     },
 }
 # Leaves that are read on the way, for every method or kind of picture alike, and that the results of some do not depend
@@ -95,6 +109,8 @@ class Commands:
         assert cli.main([*map(str, words), *edited]) == 0
 
     def train(self, method: str, out: Path, edit: dict[str, Any] | None = None) -> None:
+        codes = {"representation": CODES} if METHODS[method].coded else {}
+        edit = merged(codes, edit or {})
         places = ["--data", self.folder / "data", "--diffusion", self.folder / "dm", "--out", out]
         rest = ["--seed", "0", "--checkpoint", out / "state.pt"]
         self.run("representation", method, *places, *rest, edit=edit)
@@ -202,6 +218,14 @@ EDITS = {
     "representation.snapshots": 1,
     "runtime.precision": "bf16",
 }
+CODED_EDITS = {
+    "representation.codes.embedding": "learned",
+    "representation.codes.reconstruction": "pdae",
+    "representation.codes.weight": 5.0,
+    "representation.codes.least_signal": 0.9,
+    "representation.codes.weighting": "difference",
+    "representation.codes.encoder_gradient": "none",
+}
 
 
 @pytest.mark.slow
@@ -212,11 +236,14 @@ def test_an_edit_of_what_a_method_leaves_idle_changes_no_weight_and_of_what_it_u
     def weights(folder: Path) -> list[str]:
         return [runtime.sha256(folder / f"{stem}.safetensors") for stem in METHODS[method].weights]
 
+    edits = EDITS
+    if METHODS[method].coded:  # whose number of segments is that of its codes
+        edits = {leaf: value for leaf, value in EDITS.items() if leaf != "representation.segments"} | CODED_EDITS
     before, changed = weights(commands.folder / method), set()
-    for leaf, value in EDITS.items():
-        section, key = leaf.split(".")
-        commands.train(method, tmp_path / key, {section: {key: value}})
-        if weights(tmp_path / key) != before:
+    for leaf, value in edits.items():
+        edit = functools.reduce(lambda inner, key: {key: inner}, reversed(leaf.split(".")), value)
+        commands.train(method, tmp_path / leaf, edit)
+        if weights(tmp_path / leaf) != before:
             changed.add(leaf)
     idle = set(IDLE[method]) | {"representation.snapshots"}  # that leaves encoders beside the weights
-    assert changed == set(EDITS) - idle
+    assert changed == set(edits) - idle

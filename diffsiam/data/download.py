@@ -58,10 +58,11 @@ def fetch(row: DataSet, root: Path) -> None:
 
 def instructions(row: DataSet, root: Path, archives: Sequence[Archive]) -> str:
     """What to place where, for a machine that cannot fetch ``archives``."""
-    lines = [
-        f"To use {row.name}, place class folders {root / row.name}/{{train,test}}/<class>/* with images, or "
-        f"{root / row.name}.tar of such folders, or these files (torchvision's layout):"
-    ]
+    own = (
+        f"class folders {root / row.name}/{{train,test}}/<class>/* with images, or "
+        f"{root / row.name}.tar of such folders, or these files (torchvision's layout)"
+    )
+    lines = [f"To use {row.name}, place {'this file' if row.factors else own}:"]
     for archive in archives:
         facts = [f"about {archive.megabytes} MB"] if archive.megabytes else []
         facts += [archive.checksum] if archive.checksum else []

@@ -1,4 +1,4 @@
-"""Data sets that need no download: real digits, crops of real photographs, rendered sprites."""
+"""Data sets that need no download: real digits, crops of real photographs, rendered sprites and grids of factors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import runtime
+from diffsiam.data import scenes
 from diffsiam.data.readers import Source, Split, decode, stratified
 from diffsiam.errors import UserError
 
@@ -23,8 +24,8 @@ def source(name: str, image_size: int, split_seed: int) -> Source:
     """One of the embedded data sets.
 
     Args:
-        name: ``digits``, ``photos`` or ``sprites``.
-        image_size: side in pixels at which sprites are rendered; the others come at their own sizes.
+        name: ``digits``, ``photos``, ``sprites``, ``rooms`` or ``tiles``.
+        image_size: side in pixels at which the last three are rendered; the others come at their own sizes.
         split_seed: seed of the test part of ``digits``; the others have fixed test parts.
     Raises:
         UserError: an installed package lacks its images.
@@ -33,6 +34,8 @@ def source(name: str, image_size: int, split_seed: int) -> Source:
         "digits": lambda: digits(split_seed),
         "photos": photos,
         "sprites": lambda: sprites(image_size),
+        "rooms": lambda: scenes.source("rooms", image_size),
+        "tiles": lambda: scenes.source("tiles", image_size),
     }
     return makers[name]()
 
@@ -133,7 +136,6 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 ATTRIBUTES = (*(s.title() for s in SHAPES), *COLOURS, "Large", "Left", "Top", "Dark background")
 TARGETS = ("Radius", "X", "Y", "Background")
 _COUNTS = {"train": 3_000, "test": 900}
-_SUPERSAMPLE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +187,10 @@ def attribute_row(sprite: Sprite) -> np.ndarray:
 
 
 def render(sprite: Sprite, image_size: int) -> np.ndarray:
-    """Draw one sprite, anti-aliased by 4x4 samples per pixel: uint8, (image_size, image_size, 3)."""
-    samples = (np.arange(image_size * _SUPERSAMPLE) + 0.5) / (image_size * _SUPERSAMPLE)
-    u, v = np.meshgrid((samples - sprite.x) / sprite.radius, (samples - sprite.y) / sprite.radius)
-    blocks = inside(SHAPES[sprite.shape], u, v).reshape(image_size, _SUPERSAMPLE, image_size, _SUPERSAMPLE)
-    coverage = blocks.mean(axis=(1, 3))[..., None]
+    """Draw one sprite, anti-aliased: uint8, (image_size, image_size, 3)."""
+    at = scenes.samples(image_size)
+    u, v = np.meshgrid((at - sprite.x) / sprite.radius, (at - sprite.y) / sprite.radius)
+    coverage = scenes.averaged(inside(SHAPES[sprite.shape], u, v))[..., None]
     colour = np.array(list(COLOURS.values())[sprite.colour])
     return np.round(coverage * colour + (1 - coverage) * 255 * sprite.background).astype(np.uint8)
 

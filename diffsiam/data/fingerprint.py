@@ -19,7 +19,7 @@ from diffsiam.errors import UserError
 MEMORY = Path("results/sources")  # what was seen last, a file for each source; for git, so that every clone has it
 DOWNLOADED = "downloaded"  # recorded for a source that was not there when its job was planned
 # Files that are one source each, or parts of a network: another content may well have the same size.
-_TIMED = (".tar", ".mdb", ".csv", ".npy", ".safetensors", ".pt", ".pth")
+_TIMED = (".tar", ".mdb", ".csv", ".npy", ".npz", ".h5", ".hdf5", ".safetensors", ".pt", ".pth")
 _LOCKS = ("lock.mdb",)  # touched by every reader
 
 
@@ -35,7 +35,8 @@ def parts(row: DataSet, root: Path) -> list[Path]:
 
 def take(paths: Iterable[Path], folder: Path) -> str | None:
     """16 hexadecimal digits of the names, relative to ``folder``, and the sizes of all files in ``paths``; of tars,
-    LMDBs, tables and weights also their times, in seconds. None where there is no file. Hidden names are left out.
+    LMDBs, tables, arrays and weights also their times, in seconds. None where there is no file. Hidden names are left
+    out.
     """
     lines = []
     for path in sorted({file for part in paths for file in _files(part)}):

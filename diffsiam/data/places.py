@@ -47,6 +47,8 @@ def locate(row: DataSet, root: Path) -> Place:
                 "it replaces, or move it out of data.root."
             )
         return Place("embedded")
+    if row.factors:
+        return _grid(row, root, [*own, *_lookalikes(row, root, beside)])
     if (root / row.name) in own and not _has_splits(root / row.name):
         raise UserError(
             f"{root / row.name}: holds neither train/ nor test/. Needed: {row.name}/train/<class>/* and "
@@ -65,6 +67,17 @@ def locate(row: DataSet, root: Path) -> Place:
     if not own:
         _refuse_lookalikes(row, root, beside, published=bool(found))
     return found[0] if found else Place("absent")
+
+
+def _grid(row: DataSet, root: Path, meant: list[Path]) -> Place:
+    """The published file of a grid of factors: of images in folders nobody knows the factors."""
+    parts = tuple(part for archive in row.archives for part in archive.parts(root))
+    if meant:
+        raise UserError(
+            f"{meant[0]}: not read. {row.name} is a grid of factors, whose images only the published file has in their "
+            f"order: place that at {parts[0]}, or let it be fetched, and move this out of data.root."
+        )
+    return Place("torchvision", parts) if all(archive.present(root) for archive in row.archives) else Place("absent")
 
 
 def walk(top: Path) -> Iterator[str]:
@@ -121,17 +134,23 @@ def _shown(folder: Path) -> str:
     return (", ".join(names[:5]) + (", ..." if len(names) > 5 else "")) or "nothing"
 
 
-def _refuse_lookalikes(row: DataSet, root: Path, beside: list[str], *, published: bool) -> None:
-    """A `UserError` for what is no place of the data set, and was meant to be one."""
+def _lookalikes(row: DataSet, root: Path, beside: list[str]) -> Iterator[Path]:
+    """What is no place of the data set, and was meant to be one: of another spelling or packing."""
     for name in beside:
         stem, dot, suffix = name.partition(".")
         if stem.casefold() != row.name.casefold() or name in (row.name, f"{row.name}.tar"):
             continue
         if dot + suffix.casefold() in _PACKED or (not dot and _has_splits(root / name)):
-            raise UserError(
-                f"{root / name}: not read. Images of one's own lie in a folder {row.name}/ with train/ and test/, or "
-                f"in an uncompressed {row.name}.tar of it: rename or unpack this, or move it out of data.root."
-            )
+            yield root / name
+
+
+def _refuse_lookalikes(row: DataSet, root: Path, beside: list[str], *, published: bool) -> None:
+    """A `UserError` for what is no place of the data set, and was meant to be one."""
+    for path in _lookalikes(row, root, beside):
+        raise UserError(
+            f"{path}: not read. Images of one's own lie in a folder {row.name}/ with train/ and test/, or "
+            f"in an uncompressed {row.name}.tar of it: rename or unpack this, or move it out of data.root."
+        )
     if not published and {"train", "test"} <= set(beside):
         raise UserError(
             f"{root}: data.root holds train/ and test/ itself. Set it to the folder above, and name the folder that "

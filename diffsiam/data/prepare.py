@@ -5,6 +5,8 @@ Results depend on the images and on `params.Data`, not on threads, dates or the 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import os
 import shutil
@@ -16,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, images, places, published, readers, sources, unlabelled
+from diffsiam.data import download, embedded, images, places, published, published_grids, readers, sources, unlabelled
+from diffsiam.data.grid import Grid
 from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
@@ -36,10 +40,12 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
         attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A); A is 0 where the source has no attributes.
         targets_train.npy, targets_test.npy: float32, (N, T), continuous labels; T is 0 where the source has none.
         meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
-            targets, source, broken (names of images left out), sha256 of every array file.
+            targets, source, broken (names of images left out), sha256 of every array file; of a grid of factors also
+            grid: names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
-    ``val_fraction`` of train.
+    ``val_fraction`` of train. Of a grid of factors train is the whole grid in its order, and test some of it
+    (`drawn`).
 
     Args:
         attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
@@ -80,13 +86,20 @@ def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
         case "tar":
             return unlabelled.celeba_tar(root) if row.name == "CelebA" else readers.tar(row.name, root)
         case "absent":
+            published_grids.check_packages(row)
             download.fetch(row, root)
+    if row.factors:
+        return published_grids.read(row, root)
     return published.read(row, root, cfg.split_seed, cfg.image_size)
 
 
 def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
     """Write the arrays of ``source`` into ``folder`` and return what meta.json is to hold."""
-    splits = {"train": joined(source.splits), "test": source.splits["test"]}
+    splits = {"train": joined(source.splits)}
+    if row.factors:
+        splits["test"] = drawn(row, folder / "images_train.npy", cfg.split_seed)
+    else:
+        splits["test"] = source.splits["test"]
     arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}, "targets": {}}
     kept: dict[str, np.ndarray] = {}
     broken: list[str] = []
@@ -116,6 +129,8 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "broken": broken,
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
     }
+    if row.factors:
+        meta["grid"] = dataclasses.asdict(Grid.named(row.factors))
     return meta
 
 
@@ -132,6 +147,15 @@ def joined(splits: Mapping[str, Split]) -> Split:
         None if train.attributes is None else np.concatenate([train.attributes, val.attributes]),
         None if train.targets is None else np.concatenate([train.targets, val.targets]),
     )
+
+
+def drawn(row: sources.DataSet, train: Path, split_seed: int) -> Split:
+    """``row.test`` images of a grid of factors, for figures, in the order of their lot: out of ``train``, the array
+    that was written for train, since a compressed file is read only once, from its start to its end."""
+    rows = runtime.rng(split_seed, "grid/test", row.name).permutation(row.train)[: row.test]
+    written = functools.cache(lambda: np.load(train, mmap_mode="r"))
+    names = [f"row {i}" for i in rows]
+    return Split(names, np.zeros(len(rows), np.int64), lambda i: Image.fromarray(written()[rows[i]]))
 
 
 def write_images(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:

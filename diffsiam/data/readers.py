@@ -16,6 +16,7 @@ from PIL.ContainerIO import ContainerIO
 
 from diffsiam.data import places
 from diffsiam.data.images import decode, is_image
+from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -47,8 +48,8 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set that was found: its class names, its splits (train, test and, where it has one, val), what
-    meta.json says about its origin, and the names of its attributes and continuous labels."""
+    """A data set that was found: its class names, its splits (train, test and, where it has one, val; of a grid of
+    factors train alone), what meta.json says about its origin, the names of its attributes and continuous labels."""
 
     classes: Sequence[str]
     splits: Mapping[str, Split]
@@ -60,6 +61,12 @@ class Source:
 def files(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> Split:
     """A split of image files; ``names`` are relative to ``root``."""
     return Split(names, np.asarray(labels, np.int64), lambda i: decode(root / names[i]))
+
+
+def grid(row: DataSet, load: Callable[[int], Image.Image], origin: Mapping[str, Any]) -> Source:
+    """A grid of factors: train is all of it, in its order; test is drawn from what is written of train."""
+    names = [f"row {i}" for i in range(row.train)]
+    return Source([row.name], {"train": Split(names, np.zeros(row.train, np.int64), load)}, origin)
 
 
 def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ hold fewer images, and `counts_match` tells. Nothing heavy is imported here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,10 @@ class DataSet:
 
     ``streamed``: its train images are decoded as they are used, never copied to an array. ``attributes``: their names,
     as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``mirror``: mirror images have
-    the same attributes. ``targets``: it has continuous labels. ``test_sizes``: of each class, of an embedded data set.
+    the same attributes. ``targets``: it has continuous labels. ``test_sizes``: test images of each class, of an
+    embedded data set. ``factors``: name and number of values of each factor, the slowest first, of a data set that
+    holds one image of every combination, in order (`diffsiam.data.grid`); train is then all of it, and test, for
+    figures, a part.
     """
 
     name: str
@@ -75,6 +79,7 @@ class DataSet:
     mirror: bool = False
     targets: bool = False
     test_sizes: tuple[int, ...] = ()
+    factors: tuple[tuple[str, int], ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -220,6 +225,62 @@ def _lsun(part: str, megabytes: int) -> Archive:
     return Archive(f"{name}.zip", "", (name,), f"http://dl.yf.io/lsun/scenes/{name}.zip", None, megabytes)
 
 
+_SHAPES3D = (
+    Archive(
+        "3dshapes.h5",
+        "3dshapes",
+        (),
+        "https://storage.googleapis.com/3d-shapes/3dshapes.h5",
+        "sha256:0a0f6ed98baff276a50f3a081a7434d788da63cb135a98189b2a5b5769be1785",
+        268,
+    ),
+)
+_CARS3D = (
+    Archive(
+        "nips2015-analogy-data.tar.gz",
+        "cars3d",
+        ("cars",),
+        "http://www.scottreed.info/files/nips2015-analogy-data.tar.gz",
+        "md5:4e866a7919c1beedf53964e6f7a23686",
+        None,
+    ),
+)
+_DSPRITES_FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.hdf5"
+_DSPRITES = (
+    Archive(
+        _DSPRITES_FILE,
+        "dsprites",
+        (),
+        f"https://github.com/deepmind/dsprites-dataset/raw/master/{_DSPRITES_FILE}",
+        "sha256:729fa22e884c9c500e1f17415d580746b4c5894fbbb780a1319bbcfa39a745bb",
+        28,
+    ),
+)
+
+
+_MPI3D_FACTORS = (
+    ("object colour", 6),
+    ("object shape", 6),
+    ("object size", 2),
+    ("camera height", 3),
+    ("background", 3),
+    ("horizontal axis", 40),
+    ("vertical axis", 40),
+)
+
+
+def _grid(name: str, factors: tuple[tuple[str, int], ...], archives: tuple[Archive, ...] = ()) -> DataSet:
+    size = math.prod(values for _, values in factors)
+    return DataSet(name, 1, size, 1_000, archives=archives, factors=factors)
+
+
+def _mpi3d(variant: str, md5: str) -> DataSet:
+    file = f"mpi3d_{variant}.npz"
+    url = f"https://storage.googleapis.com/disentanglement_dataset/Final_Dataset/{file}"
+    archive = Archive(file, "mpi3d", (), url, f"md5:{md5}", None)
+    return _grid(f"MPI3D{variant}", _MPI3D_FACTORS, (archive,))
+
+
 DATASETS: dict[str, DataSet] = {
     row.name: row
     for row in (
@@ -257,6 +318,21 @@ DATASETS: dict[str, DataSet] = {
         DataSet("digits", 10, 1_198, 599, test_sizes=(59, 61, 59, 61, 60, 61, 60, 60, 58, 60)),
         DataSet("photos", 10, 1_000, 500, test_sizes=(50,) * 10),
         DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, targets=True, test_sizes=(150,) * 6),
+        _grid(
+            "Shapes3D",
+            (("floor hue", 10), ("wall hue", 10), ("object hue", 10), ("scale", 8), ("shape", 4), ("orientation", 15)),
+            _SHAPES3D,
+        ),
+        _mpi3d("toy", "55889cb7c7dfc655d6e0277beee88868"),
+        _mpi3d("realistic", "59a6225b88b635365f70c91b3e52f70f"),
+        _mpi3d("real", "0f33f609918fb5c97996692f91129802"),
+        _grid("Cars3D", (("elevation", 4), ("azimuth", 24), ("type", 183)), _CARS3D),
+        _grid("dSprites", (("shape", 3), ("scale", 6), ("orientation", 40), ("x", 32), ("y", 32)), _DSPRITES),
+        _grid(
+            "rooms",
+            (("floor hue", 6), ("wall hue", 6), ("object hue", 6), ("scale", 4), ("shape", 4), ("orientation", 7)),
+        ),
+        _grid("tiles", (("shape", 3), ("scale", 4), ("orientation", 8), ("x", 8), ("y", 8))),
     )
 }
 

@@ -12,7 +12,7 @@ from diffsiam import runtime
 from diffsiam.data import pixels
 from diffsiam.errors import UserError
 from diffsiam.evaluation import store
-from diffsiam.models.encoder import Encoder
+from diffsiam.models import encoder as encoders
 from diffsiam.params import Features, Runtime
 
 _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
@@ -48,10 +48,10 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
     store.write(out, *arrays, mirrored=mirrored)
 
 
-def load_encoder(weights: Path) -> tuple[Encoder, int]:
+def load_encoder(weights: Path) -> tuple[nn.Module, int]:
     """An encoder in evaluation mode, and the side in pixels of the images that it takes."""
     config = runtime.read_json(weights.parent / "config.json")
-    model = Encoder(config["encoder_width"], config["image_size"])
+    model = encoders.recorded(config)
     try:
         model.load_state_dict(runtime.load_weights(weights))
     except RuntimeError as e:

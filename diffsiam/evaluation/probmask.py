@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from diffsiam import runtime
@@ -26,7 +26,6 @@ from diffsiam.data import pixels
 from diffsiam.data.images import Images, open_images
 from diffsiam.errors import UserError
 from diffsiam.evaluation.features import load_encoder
-from diffsiam.models.encoder import Encoder
 from diffsiam.params import Attribute, ProbMask, Runtime
 
 Array = NDArray[np.float32]
@@ -117,7 +116,7 @@ def run(
 
 
 @torch.no_grad()
-def represent(model: Encoder, images: Images, batch_size: int, device: torch.device) -> Array:
+def represent(model: nn.Module, images: Images, batch_size: int, device: torch.device) -> Array:
     """z (N, d) of images (N, H, W, 3), arrays or streamed."""
     blocks = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     return torch.cat([model(pixels.to_float(block.to(device))).cpu() for block in blocks]).numpy()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsiam import graph, runtime
 from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.features import load_encoder
+from diffsiam.models.codes import CodeDecoder
 from diffsiam.models.decoder import Decoder
-from diffsiam.models.encoder import Encoder
 from diffsiam.models.segments import even_edges, mask, segment_of_step, staged_edges
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Generation
@@ -26,6 +26,7 @@ class Guided:
     """Encodes, inverts and samples images (N, 3, side, side) in [-1, 1], any N, ``cfg.batch_size`` at a time.
 
     Args:
+        decoder: from z and the U-Net's trunk to the field, (N, 3, side, side).
         edges: (n + 1,), the segments of z.
         mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does;
             Algorithms 2 and 3 give the decoder the whole z at every step.
@@ -35,8 +36,8 @@ class Guided:
     def __init__(
         self,
         dm: DiffusionModel,
-        encoder: Encoder,
-        decoder: Decoder,
+        encoder: nn.Module,
+        decoder: nn.Module,
         edges: Tensor,
         cfg: Generation,
         *,
@@ -146,7 +147,10 @@ def load(
             f"has {met}. Name the folder that it was trained on, or train it anew with Snakemake."
         )
     encoder, _ = load_encoder(representation / "encoder_ema.safetensors")
-    decoder = Decoder(dm.unet, config["dim"])
+    codes = config["params"]["representation"].get("codes") if method.coded else None
+    decoder: nn.Module = Decoder(dm.unet, config["dim"])
+    if codes:
+        decoder = CodeDecoder(dm.unet, codes["count"], codes["dim"], codes["embedding"])
     decoder.load_state_dict(runtime.load_weights(representation / "decoder_ema.safetensors"))
     edges = recorded_edges(config) if method.segment or segments is None else even_edges(config["dim"], segments)
     masks = method.segment == "timestep"

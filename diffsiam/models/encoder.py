@@ -1,9 +1,14 @@
-"""f_omega: ResNet-10, one BasicBlock per stage."""
+"""f_omega: ResNet-10, one BasicBlock per stage, and E_phi: the convolutional encoder of DisDiff."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import Any
 
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffsiam.errors import UserError
 from diffsiam.models.batch_norm import norm_relu
 
 
@@ -60,3 +65,67 @@ class Encoder(nn.Module):
         hidden = self.maxpool(norm_relu(self.conv1(x), self.bn1))
         hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
         return hidden.float().mean(dim=(2, 3))
+
+
+class CodeBlock(nn.Module):
+    """x plus ReLU, 3x3 convolution, batch norm, ReLU, 1x1 convolution of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, 1, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) -> the same."""
+        return x + self.conv2(norm_relu(self.conv1(functional.relu(x)), self.bn1))
+
+
+class ConvEncoder(nn.Module):
+    """DisDiff's encoder: images (N, 3, H, W) in [-1, 1] to the codes z (N, dim), float32 and of any scale.
+
+    Strided 4x4 convolutions with batch norm halve the image down to 4x4, two residual blocks and a linear layer follow.
+    As in the authors' code (its `Encoder4`) for images of 64x64; the third convolution, which has no ReLU there either,
+    is left out at 32x32, the second and third at 16x16, all but the first at 8x8.
+    """
+
+    def __init__(self, width: int, image_size: int, dim: int) -> None:
+        super().__init__()
+        if image_size not in STRIDED:
+            raise UserError(
+                f"data.image_size: met {image_size}, but the encoder of representation.codes takes images of "
+                f"{', '.join(map(str, STRIDED))} pixels. Choose one of these."
+            )
+        self.rectified = STRIDED[image_size]
+        inputs = [3] + [width] * (len(self.rectified) - 1)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, width, 4, 2, 1) for channels in inputs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in inputs)
+        self.block1, self.bn, self.block2 = CodeBlock(width), nn.BatchNorm2d(width), CodeBlock(width)
+        self.linear = nn.Linear(16 * width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z = E_phi(x)."""
+        for conv, norm, rectified in zip(self.convs, self.norms, self.rectified, strict=True):
+            x = norm_relu(conv(x), norm, relu=rectified)
+        x = self.block2(norm_relu(self.block1(x), self.bn))
+        return self.linear(x.flatten(1)).float()
+
+
+STRIDED = {
+    8: (True,),
+    16: (True, True),
+    32: (True, True, True),
+    64: (True, True, False, True),
+}  # image size to ReLU or not
+
+
+def build(kind: str, width: int, image_size: int, dim: int) -> nn.Module:
+    """An encoder, ``resnet10`` or ``conv``, from images of ``image_size`` to z of ``dim`` numbers; of ResNet-10 that is
+    8 * width."""
+    return ConvEncoder(width, image_size, dim) if kind == "conv" else Encoder(width, image_size)
+
+
+def recorded(config: Mapping[str, Any]) -> nn.Module:
+    """The encoder, untrained, that a config.json describes; those of before there was a choice are ResNet-10."""
+    width = config["encoder_width"]
+    return build(config.get("encoder", "resnet10"), width, config["image_size"], config.get("dim", 8 * width))

@@ -34,12 +34,15 @@ COLUMNS = ["method", "pretrain", "dataset", "seed", "protocol", "metric", "value
 _KEYS = ["method", "pretrain", "dataset", "metric"]
 
 
-def run(results: Sequence[Path], metas: Sequence[Path], reference: Path, pretrain: str, out: Path) -> None:
+def run(
+    results: Sequence[Path], metas: Sequence[Path], configs: Sequence[Path], reference: Path, pretrain: str, out: Path
+) -> None:
     """Write the table as ``out`` (.csv), .md and .tex beside it, and the differences as paired_attributes.csv.
 
     Args:
         results: JSON files of `diffsiam.evaluation.heads`, the floor of the pixels among them.
         metas: meta.json of every data set in ``results``: published numbers stand beside those of published counts.
+        configs: config.json of every encoder in ``results``; their parameters stand in the footnote.
         reference: published numbers as CSV: method, pretrain, dataset, metric, paper_value.
         pretrain: the data set that the encoders were trained on.
     Raises:
@@ -62,9 +65,9 @@ def run(results: Sequence[Path], metas: Sequence[Path], reference: Path, pretrai
     caption = (
         f"Attributes and continuous labels by one linear layer on frozen features of encoders trained on {pretrain}."
     )
-    text = tables.markdown(caption, [(None, shape(frame))], note(found))
-    runtime.write_text(out.with_suffix(".md"), text + _differences(differences))
-    runtime.write_text(out.with_suffix(".tex"), tables.latex(caption, [(None, shape(frame))], note(found)))
+    blocks, footnote = [(None, shape(frame))], " ".join([*tables.encoders(configs), note(found)])
+    runtime.write_text(out.with_suffix(".md"), tables.markdown(caption, blocks, footnote) + _differences(differences))
+    runtime.write_text(out.with_suffix(".tex"), tables.latex(caption, blocks, footnote))
 
 
 def table(results: Sequence[dict[str, Any]], pretrain: str) -> pd.DataFrame:
@@ -165,14 +168,14 @@ def _grouped(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], _Group]
         draws = {(r["n_test"], len(next(iter(r["metrics"].values()))["draws"])) for r in group.values()}
         if len(draws) > 1:
             raise UserError(
-                f"heads_table: {protocol} on {dataset} has results of different test images or draws: (images, draws) "
+                f"table attributes: {protocol} on {dataset} has different test images or draws: (images, draws) "
                 f"{', '.join(map(str, sorted(draws)))}. Make them with the same `heads` section and data set."
             )
         trained = [key for key in group if key[0] != PIXELS]
         wanted = itertools.product(dict.fromkeys(m for m, _ in trained), dict.fromkeys(s for _, s in trained))
         if missing := [f"{method} at seed {seed}" for method, seed in wanted if (method, seed) not in group]:
             raise UserError(
-                f"heads_table: no result of {missing[0]} for {protocol} on {dataset}. Give a result for each method "
+                f"table attributes: no result of {missing[0]} for {protocol} on {dataset}. Give one for each method "
                 "and seed, or ask Snakemake for `results/table_attributes.csv`."
             )
     return groups

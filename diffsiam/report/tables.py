@@ -13,6 +13,7 @@ from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
 _KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
+_NETWORKS = {"resnet10": "ResNet-10", "conv": "DisDiff's convolutions"}  # of `diffsiam.models.encoder.build`
 
 
 def run(
@@ -131,14 +132,14 @@ def _shape(frame: pd.DataFrame, datasets: list[str]) -> list[tuple[str, list[tup
     return [("", [(name, False) for name in [*datasets, "Avg."]]), *rows]
 
 
-def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
-    """How the encoders were trained, from their own records."""
+def encoders(configs: Sequence[Path]) -> list[str]:
+    """How the encoders were trained, from their own records, in sentences."""
     records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
     first = next(iter(records.values()))
     params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
     cut = [record["segments"] for record in records.values() if METHODS[record["method"]].segment]
     lines = [
-        f"Encoders: ResNet-10, width {first['encoder_width']}, d = {first['dim']}, "
+        f"Encoders: {_NETWORKS[first.get('encoder', 'resnet10')]}, width {first['encoder_width']}, d = {first['dim']}, "
         + (f"{cut[0]} segments, " if cut else "")  # what a method does not use its record may have of an older edit
         + f"images of {first['image_size']}x{first['image_size']}"
         + (f", {params['steps']} steps of {params['batch_size']}." if "steps" in params else "."),
@@ -149,6 +150,11 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
             "the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
+    return lines
+
+
+def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
+    lines = encoders(configs)
     lines.append(
         f"Seeds: {', '.join(str(s) for s in sorted(frame['seed'].unique()))}"
         + (

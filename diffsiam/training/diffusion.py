@@ -75,7 +75,7 @@ def pretrain(
         grad_clip=cfg.grad_clip,
         ema_decay=cfg.ema_decay,
         device=device,
-        dtype=runtime.compute_dtype(rt, device),
+        dtype=loop.precision(rt, device, max(cfg.unet.channels), checkpoint),
         checkpoint=checkpoint,
         checkpoint_minutes=rt.checkpoint_minutes,
         compile=rt.compile,

@@ -7,12 +7,12 @@ weights, optimiser, averages, records and step number, and a stopped run resumes
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from diffsiam import runtime
 from diffsiam.data.images import Images
 from diffsiam.errors import UserError
+from diffsiam.params import Runtime
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.parallel import World, synchronized
 from diffsiam.training.step import Average, Scheduled, Step
@@ -45,8 +46,9 @@ class Task:
         purposes: names of the generators that ``batch`` draws from.
         frozen: a network that ``batch`` runs, which `Plan.compile` compiles as well.
         snapshot: called with the step number after each of `Plan.snapshots`, on one process.
-        warnings: name of a returned scalar to (limit, message), said when a record falls below the limit and not again
-            while it stays there.
+        kept: parts of ``module`` that the run leaves behind as they are, beside the averaged ones.
+        warnings: name of a returned scalar to (lowest, highest, message), said when a record leaves these limits and
+            not again while it stays outside.
     """
 
     name: str
@@ -56,7 +58,8 @@ class Task:
     batch: Callable[[Inputs], Any]
     purposes: Sequence[str] = ()
     frozen: nn.Module | None = None
-    warnings: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    kept: Mapping[str, nn.Module] = field(default_factory=dict)
+    warnings: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)
     snapshot: Callable[[int], None] = lambda step: None
 
 
@@ -86,6 +89,16 @@ class Plan:
     graph: bool = False
     snapshots: Sequence[int] = ()
     events: Path | None = None
+
+
+def precision(rt: Runtime, device: torch.device, width: int, checkpoint: Path) -> torch.dtype:
+    """`runtime.compute_dtype`; under ``auto``, that of the ``checkpoint`` of a run that goes on, whatever this machine
+    would choose."""
+    if rt.precision == "auto" and checkpoint.exists():
+        with contextlib.suppress(Exception):  # what is wrong with it is said when the run takes it up
+            dtype: torch.dtype = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["dtype"]
+            return dtype
+    return runtime.compute_dtype(rt, device, width)
 
 
 def train(task: Task, plan: Plan, here: World) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
@@ -194,8 +207,8 @@ def _guard(task: Task, plan: Plan, history: list[dict[str, float]], here: World)
     if not math.isfinite(row["loss"]):
         parts = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
         raise _diverged(task, plan, f"the loss is not finite at step {row['step']:.0f} ({parts})")
-    for name, (limit, message) in task.warnings.items():
-        if here.first and row[name] < limit and (before is None or before[name] >= limit):
+    for name, (low, high, message) in task.warnings.items():
+        if here.first and not low <= row[name] <= high and (before is None or low <= before[name] <= high):
             print(
                 f"{task.name}: warning at step {row['step']:.0f}: {message} ({row[name]:.3f})",
                 file=sys.stderr,
@@ -245,6 +258,7 @@ class _Run:
         state = {
             "identity": _flatten(self.plan.identity),
             "step": self.step,
+            "dtype": self.plan.dtype,
             "module": self.it.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer, _ in self.it.optimizers],
             "averages": {name: average.own for name, average in self.it.averages.items()},
@@ -300,7 +314,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
     """A list that gets the number of each stop signal that arrives; the handlers of before come back at the end."""
     requests: list[int] = []

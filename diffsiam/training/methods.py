@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from diffsiam.errors import UserError
 
+_DISENTANGLING = ("weight", "least_signal", "weighting", "encoder_gradient")  # keys of `params.Codes`
+
 
 @dataclass(frozen=True)
 class Method:
@@ -13,23 +15,33 @@ class Method:
 
     Attributes:
         title: the name in tables and figures.
+        family: the module with its loss and its batch: ``diffsiam`` (a decoder that is told the masked z) or
+            ``disdiff`` (a gradient field for each code of z).
         mask: strategy of `diffsiam.models.segments.mask`; None for a method without a diffusion term.
         segment: what chooses the segment k: ``extra_steps`` draws k ~ U{1..n} and adds k forward steps (Eq. 3.11),
             ``timestep`` is DiTi's k = 1 + floor(t * n / T), None has no segments and no extra steps (PDAE).
         ssl: whether the SimSiam term is part of the loss.
+        disentangle: whether the fields are made to speak of different factors (DisDiff Eq. 13).
         trained: False for the control at its initialisation.
     """
 
     title: str
+    family: str = "diffsiam"
     mask: str | None = None
     segment: str | None = None
     ssl: bool = False
+    disentangle: bool = False
     trained: bool = True
 
     @property
     def diffusion(self) -> bool:
         """Whether the method needs a diffusion model and trains a decoder."""
-        return self.mask is not None
+        return self.mask is not None or self.coded
+
+    @property
+    def coded(self) -> bool:
+        """Whether z is made of codes with a field each, so that `params.Codes` must be given."""
+        return self.family == "disdiff"
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -41,7 +53,10 @@ class Method:
     def unused(self) -> tuple[str, ...]:
         """Keys of representation in params.yaml that the method's weights do not depend on: a warning's threshold, and
         what belongs to terms of the loss, segments or a training that the method does not have."""
-        keys = ["collapse_below"] + ["diffusion_weight", "decoder_optimizer"] * (not self.diffusion)
+        keys = ["collapse_below"] + ["decoder_optimizer"] * (not self.diffusion)
+        keys += ["diffusion_weight"] * (self.mask is None)
+        keys += ["codes.embedding", "codes.reconstruction"] * (not self.coded)
+        keys += [f"codes.{key}" for key in _DISENTANGLING] * (not self.disentangle)
         keys += ["ssl_weight", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
         keys += ["time_input"] * (self.segment != "extra_steps") + ["diti"] * (self.segment != "timestep")
         keys += ["steps", "optimizer", "grad_clip", "ema_decay", "snapshots"] * (not self.trained)
@@ -58,6 +73,8 @@ METHODS = {
     "diffsiam_hier_detach": Method(
         "DiffSiam hier. detached", mask="hierarchical_detach", segment="extra_steps", ssl=True
     ),
+    "disdiff_plain": Method("DisDiff without L_dis", family="disdiff"),
+    "disdiff": Method("DisDiff", family="disdiff", disentangle=True),
 }
 
 

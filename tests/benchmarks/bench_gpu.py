@@ -26,6 +26,7 @@ from torch import nn
 
 from diffsiam import params, runtime
 from diffsiam.models.unet import DiffusionModel
+from diffsiam.training import diffsiam as segmented
 from diffsiam.training import diffusion, methods, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.step import Average, Step, averaging_decay
@@ -53,7 +54,9 @@ class Case:
         raw = params.read(str(ROOT / f"workflow/presets/{self.size}.yaml"))
         self.rt = dataclasses.replace(params.section(raw, params.Runtime), device=self.device.type, compile=False)
         runtime.select_device(self.rt)
-        self.dtype = runtime.compute_dtype(self.rt, self.device)
+        self.dtype = runtime.compute_dtype(
+            self.rt, self.device, max(params.section(raw, params.Diffusion).unet.channels)
+        )
         self.dm_cfg = params.section(raw, params.Diffusion)
         self.cfg = params.section(raw, params.Representation)
         self.unet = self.dm_cfg.unet if self.size != "thesis" else PUBLISHED
@@ -72,9 +75,9 @@ class Case:
         frozen = None
         if method.diffusion:
             frozen = self._placed(dm.eval().requires_grad_(False)).hold(self.dtype)
-        learner = self._placed(representation.Learner(method, self.cfg, 32, frozen)).train()
+        learner = self._placed(segmented.Learner(method, self.cfg, 32, frozen)).train()
         averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder else {})
-        batch = representation.make_batch(method, self.cfg, frozen, self.device)
+        batch = segmented.make_batch(method, self.cfg, frozen, self.device)
         return learner, averaged, batch, lambda m: representation.make_optimizers(m, self.cfg), frozen
 
     def _placed(self, module: Any) -> Any:

@@ -27,6 +27,7 @@ from diffsiam import params, runtime
 from diffsiam.data import augment, pixels
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.models.unet import DiffusionModel
+from diffsiam.training import diffsiam as segmented
 from diffsiam.training import diffusion, methods, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.step import Average, Step
@@ -45,7 +46,9 @@ class Setting:
         self.diffusion = params.section(raw, params.Diffusion)
         self.representation = params.section(raw, params.Representation)
         self.device = runtime.select_device(self.rt)
-        self.dtype = runtime.compute_dtype(self.rt, self.device)
+        self.dtype = runtime.compute_dtype(
+            self.rt, self.device, max(params.section(raw, params.Diffusion).unet.channels)
+        )
         torch.manual_seed(0)
         self.dm = DiffusionModel.create(self.diffusion.unet, 32)
         self.batch_size = self.representation.batch_size
@@ -179,11 +182,11 @@ def _representation_step(name: str) -> tuple[Callable, Callable, Setting]:
     s, method = Setting(), methods.METHODS[name]
     images = torch.from_numpy(IMAGES)
     dm = s.dm.eval().requires_grad_(False) if method.diffusion else None
-    learner = representation.Learner(method, s.representation, 32, dm)
-    plain = representation.Learner(method, s.representation, 32, dm)
+    learner = segmented.Learner(method, s.representation, 32, dm)
+    plain = segmented.Learner(method, s.representation, 32, dm)
     plain_dm = DiffusionModel.create(s.diffusion.unet, 32).eval().requires_grad_(False)
     averaged = {"encoder": learner.encoder} | ({"decoder": learner.decoder} if learner.decoder else {})
-    batch = representation.make_batch(method, s.representation, dm, s.device)
+    batch = segmented.make_batch(method, s.representation, dm, s.device)
     s.dm.to(memory_format=torch.channels_last).hold(s.dtype)
     cfg = dataclasses.replace(s.representation, steps=10**6)
     ours = s.ours(learner, averaged, batch, lambda m: representation.make_optimizers(m, cfg))
@@ -203,7 +206,7 @@ def _representation_step(name: str) -> tuple[Callable, Callable, Setting]:
         if method.diffusion:
             with torch.no_grad():
                 g = torch.Generator()
-                b |= representation.diffusion_batch(plain_dm, table, method, s.representation, x0, g)
+                b |= segmented.diffusion_batch(plain_dm, table, method, s.representation, x0, g)
         for optimizer in optimizers:
             optimizer.zero_grad()
         plain(b)["loss"].backward()
@@ -249,11 +252,11 @@ def step_overhead() -> list[dict[str, object]]:
     ours, _, s = _representation_step("diffsiam_hier")
     method = methods.METHODS["diffsiam_hier"]
     dm = s.dm.eval().requires_grad_(False)
-    learner = representation.Learner(method, s.representation, 32, dm).to(memory_format=torch.channels_last).train()
+    learner = segmented.Learner(method, s.representation, 32, dm).to(memory_format=torch.channels_last).train()
     inputs = Inputs(torch.from_numpy(IMAGES), s.batch_size, 0, s.device, purposes=["view1", "view2", "noise"])
     inputs.load(0)
     with torch.no_grad(), torch.autocast(s.device.type, s.dtype, enabled=s.dtype != torch.float32):
-        b = representation.make_batch(method, s.representation, dm, s.device)(inputs)
+        b = segmented.make_batch(method, s.representation, dm, s.device)(inputs)
     assert learner.decoder is not None
     z = torch.randn(s.batch_size, s.representation.dim)
     table = Schedule()
@@ -263,7 +266,7 @@ def step_overhead() -> list[dict[str, object]]:
     def frozen() -> None:
         with torch.no_grad(), autocast:
             g = runtime.generator(0, "bench")
-            representation.diffusion_batch(dm, table, method, s.representation, b["x0"], g)
+            segmented.diffusion_batch(dm, table, method, s.representation, b["x0"], g)
 
     def decoder() -> None:
         with autocast:

@@ -30,6 +30,10 @@ def root(tmp_path: Path) -> Path:
         put(root / f"bedroom_{part}_lmdb" / "lock.mdb")
     put(root / "cifar-10-batches-py" / "data_batch_1")
     put(root / "flowers-102" / "setid.mat")
+    put(root / "3dshapes" / "3dshapes.h5")
+    put(root / "mpi3d" / "mpi3d_toy.npz")
+    put(root / "dsprites" / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.hdf5")
+    put(root / "cars3d" / "cars" / "car_001_mesh.mat")
     return root
 
 
@@ -60,6 +64,11 @@ def point_at_another_folder(root: Path) -> None:
         ("Bedroom", lambda root: put(root / "bedroom_val_lmdb/data.mdb", time=2e9)),
         ("CIFAR10", lambda root: put(root / "cifar-10-batches-py/data_batch_2")),
         ("CIFAR10", lambda root: put(root / "CIFAR10/train/cat/1.png")),
+        ("Shapes3D", lambda root: put(root / "3dshapes/3dshapes.h5", time=2e9)),
+        ("Shapes3D", lambda root: put(root / "Shapes3D/train/a/1.png")),
+        ("MPI3Dtoy", lambda root: put(root / "mpi3d/mpi3d_toy.npz", time=2e9)),
+        ("dSprites", lambda root: put(next((root / "dsprites").iterdir()), time=2e9)),
+        ("Cars3D", lambda root: put(root / "cars3d/cars/car_002_mesh.mat")),
     ],
 )
 def test_a_change_of_the_source_changes_it(name: str, edit: Callable[[Path], None], root: Path) -> None:
@@ -95,7 +104,7 @@ def test_another_place_does_not(name: str, root: Path, tmp_path: Path) -> None:
     assert len({of(n, root) for n in ("DTD", "Pets", "Bedroom", "CIFAR10")}) == 4
 
 
-@pytest.mark.parametrize("name", ["Food", "Flowers"])
+@pytest.mark.parametrize("name", ["Food", "Flowers", "MPI3Dreal"])
 def test_what_is_not_there_or_only_in_part_has_none(name: str, root: Path) -> None:
     assert of(name, root) is None
     assert of("DTD", root / "nowhere") is None

@@ -134,6 +134,28 @@ def test_an_own_folder_named_after_an_embedded_set_is_refused_and_an_unrelated_o
         places.locate(sources.get("digits"), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["Shapes3D", "shapes3d", "Shapes3D.tar", "Shapes3D.zip"])
+@pytest.mark.parametrize("published", [False, True])
+def test_images_in_folders_are_no_grid_of_factors(tmp_path: Path, name: str, published: bool) -> None:
+    if "." in name:
+        (tmp_path / name).write_bytes(b"")
+    else:
+        make_folders(tmp_path / name, COUNTS)
+    if published:
+        (tmp_path / "3dshapes").mkdir()
+        (tmp_path / "3dshapes" / "3dshapes.h5").touch()
+    with pytest.raises(UserError, match=rf"{name}: not read.*grid of factors.*place that at .*3dshapes/3dshapes\.h5"):
+        places.locate(sources.get("Shapes3D"), tmp_path)
+
+
+def test_a_grids_published_file_is_its_place(tmp_path: Path) -> None:
+    assert places.locate(sources.get("dSprites"), tmp_path).kind == "absent"
+    folder = tmp_path / "dsprites"  # of nearly the data set's name
+    folder.mkdir()
+    (folder / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.hdf5").touch()
+    assert places.locate(sources.get("dSprites"), tmp_path).parts == (next(folder.iterdir()),)
+
+
 # ------------------------------------------------------------------------------------------------------- listing
 def test_walk_lists_files_at_any_depth_and_folders_but_nothing_hidden(tmp_path: Path) -> None:
     for name in ("b/x.png", "b/deep/er/y.png", "a.txt", "b/.cache/z.png", ".hidden", "b/._x.png"):

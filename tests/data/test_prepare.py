@@ -20,7 +20,7 @@ from PIL import Image
 from small_data import make_folders, make_tar, save_image
 
 from diffsiam import params, runtime
-from diffsiam.data import prepare, sources
+from diffsiam.data import prepare, scenes, sources
 from diffsiam.errors import UserError
 
 ARRAYS = [f"{kind}_{part}.npy" for kind in ("attributes", "images", "labels", "targets") for part in ("test", "train")]
@@ -94,6 +94,32 @@ def test_attributes_follow_their_images(tmp_path: Path, cfg: params.Data) -> Non
     }.items():
         assert np.array_equal(by_name[name], holds)
     assert sources.counts_match("sprites", **{f"n_{k}": v for k, v in meta["counts"].items()})
+
+
+def test_a_grid_is_all_of_train_and_its_test_images_are_a_drawn_part_of_it(tmp_path: Path, cfg: params.Data) -> None:
+    test = []
+    for seed in (0, 1):
+        prepare.run("tiles", dataclasses.replace(cfg, split_seed=seed), tmp_path / "out")
+        meta = meta_of(tmp_path / "out")
+        assert meta["counts"] == {"train": 6144, "test": 1000}
+        assert meta["grid"] == {
+            "names": ["shape", "scale", "orientation", "x", "y"],
+            "sizes": [3, 4, 8, 8, 8],
+        }
+        assert meta["attributes"] == []
+        assert len(meta["splits"]["val"]) == round(0.2 * 6144)
+        train, drawn = (np.load(tmp_path / "out" / f"images_{part}.npy") for part in ("train", "test"))
+        for row in (0, 1, 4000, 6143):
+            assert np.array_equal(train[row], scenes.tiles(row, 8))
+        assert {image.tobytes() for image in drawn} <= {image.tobytes() for image in train}
+        test.append(drawn)
+    assert not np.array_equal(*test)
+
+
+def test_what_is_no_grid_has_none(tmp_path: Path, cfg: params.Data) -> None:
+    make_folders(Path(cfg.root) / "Pets", COUNTS)
+    prepare.run("Pets", cfg, tmp_path / "out")
+    assert "grid" not in meta_of(tmp_path / "out")
 
 
 def test_the_result_is_the_same_bytes_from_folders_or_a_tar_anywhere_with_any_number_of_threads(

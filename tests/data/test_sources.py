@@ -65,6 +65,28 @@ def test_lfw_has_torchvisions_names_and_checksums() -> None:
     assert {a.folder for a in sources.DATASETS["LFW"].archives} == {theirs.base_folder}
 
 
+GRIDS = """
+Shapes3D 480000 10,10,10,8,4,15 sha256:0a0f6ed98baff276a50f3a081a7434d788da63cb135a98189b2a5b5769be1785
+MPI3Dtoy 1036800 6,6,2,3,3,40,40 md5:55889cb7c7dfc655d6e0277beee88868
+MPI3Drealistic 1036800 6,6,2,3,3,40,40 md5:59a6225b88b635365f70c91b3e52f70f
+MPI3Dreal 1036800 6,6,2,3,3,40,40 md5:0f33f609918fb5c97996692f91129802
+Cars3D 17568 4,24,183 md5:4e866a7919c1beedf53964e6f7a23686
+dSprites 737280 3,6,40,32,32 sha256:729fa22e884c9c500e1f17415d580746b4c5894fbbb780a1319bbcfa39a745bb
+rooms 24192 6,6,6,4,4,7 -
+tiles 6144 3,4,8,8,8 -
+"""  # images, numbers of values, the slowest first, and the checksum of the published file
+
+
+def test_grids_have_the_published_sizes_and_checksums_and_no_classes() -> None:
+    grids = [row for row in sources.DATASETS.values() if row.factors]
+    sizes = [",".join(str(values) for _, values in row.factors) for row in grids]
+    sums = [row.archives[0].checksum if row.archives else "-" for row in grids]
+    table = [f"{row.name} {row.train} {size} {c}" for row, size, c in zip(grids, sizes, sums, strict=True)]
+    assert table == GRIDS.split("\n")[1:-1]
+    assert not any(row.labelled for row in grids)
+    assert {row.test for row in grids} == {1000}
+
+
 def test_counts_match_only_the_whole_data_set() -> None:
     assert sources.counts_match("Aircraft", 6667, 3333)
     assert not sources.counts_match("Aircraft", 3334, 3333)  # train without its val part

@@ -14,8 +14,8 @@ from diffsiam.errors import UserError
 from diffsiam.generation import model as guided
 from diffsiam.models.segments import even_edges
 from diffsiam.models.unet import WEIGHTS
+from diffsiam.training.diffsiam import method_edges
 from diffsiam.training.methods import METHODS
-from diffsiam.training.representation import method_edges
 from tests.generation import tiny_guided
 from tests.training import tiny
 

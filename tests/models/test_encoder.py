@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from diffsiam.models.encoder import Encoder
+from diffsiam.errors import UserError
+from diffsiam.models.encoder import Encoder, build, recorded
 
 
 def images(side: int) -> torch.Tensor:
@@ -87,3 +88,60 @@ def test_a_narrow_block_is_torchvisions_too(width: int) -> None:
     other.load_state_dict(block.state_dict())
     x = torch.randn(2, width, 6, 6, dtype=torch.float64)
     assert torch.allclose(block(x), other(x), atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------- DisDiff's encoder
+def block(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 1)
+    )
+
+
+class Literal(nn.Module):
+    """The layers for 64x64 as the authors list them, those of the convolutions in ``kept`` only."""
+
+    def __init__(self, width: int, dim: int, kept: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number in kept:
+            layers += [nn.Conv2d(3 if not layers else width, width, 4, 2, 1), nn.BatchNorm2d(width)]
+            layers += [] if number == 3 else [nn.ReLU()]
+        self.down, self.first, self.second = nn.Sequential(*layers), block(width), block(width)
+        self.between, self.linear = nn.BatchNorm2d(width), nn.Linear(16 * width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        x = (self.between(x + self.first(x))).relu()
+        return self.linear((x + self.second(x)).flatten(1))
+
+
+@pytest.mark.parametrize(("side", "kept"), [(8, (1,)), (16, (1, 4)), (32, (1, 2, 4)), (64, (1, 2, 3, 4))])
+def test_the_conv_encoder_is_disdiffs_with_the_layers_that_the_image_leaves(side: int, kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ours, twin = build("conv", 5, side, 7), Literal(5, 7, kept)
+    mine, theirs = list(ours.named_parameters()), list(twin.named_parameters())
+    given = [p for name, p in mine if name.startswith(("convs.", "norms."))]
+    order = [given[2 * i + j + k] for i in range(len(kept)) for k in (0, 2 * len(kept)) for j in range(2)]
+    rest = {name: p for name, p in mine if not name.startswith(("convs.", "norms."))}
+    for number in ("1", "2"):
+        order += [p for name, p in rest.items() if name.startswith(f"block{number}.")]
+    order += [rest["bn.weight"], rest["bn.bias"], rest["linear.weight"], rest["linear.bias"]]
+    with torch.no_grad():
+        for (name, p), value in zip(theirs, order, strict=True):
+            assert p.shape == value.shape, name
+            value.add_(0.1 * torch.randn(value.shape))
+            p.copy_(value)
+    x = images(side)
+    assert torch.allclose(ours(x), twin(x), atol=1e-4)
+    assert ours(x).dtype == torch.float32
+
+
+def test_the_conv_encoder_refuses_images_of_another_size() -> None:
+    with pytest.raises(UserError, match=r"met 128, but .* 8, 16, 32, 64 pixels"):
+        build("conv", 4, 128, 6)
+
+
+def test_a_record_of_before_there_was_a_choice_is_of_resnet10() -> None:
+    assert isinstance(recorded({"encoder_width": 2, "image_size": 16}), Encoder)
+    conv = recorded({"encoder": "conv", "encoder_width": 2, "image_size": 16, "dim": 6})
+    assert conv(images(16)).shape == (2, 6)

@@ -36,7 +36,10 @@ def make(tmp_path: Path, results: list[dict], reference: Path = SHIPPED, n_train
     paths = []
     for i, result in enumerate(results):
         paths += small_results.write(tmp_path / str(i), [result])
-    attributes.run(paths, [meta], reference, "CelebA", out)
+    shape = {"encoder_width": 32, "dim": 256, "segments": 32, "image_size": 32, "params": {"representation": {}}}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(shape | {"method": "pdae", "seed": 0}))
+    attributes.run(paths, [meta], [config], reference, "CelebA", out)
     return out
 
 
@@ -64,6 +67,7 @@ def test_every_result_is_a_row_with_the_floors_first(tmp_path: Path) -> None:
 def test_the_table_shows_means_with_intervals_and_spreads_and_marks_the_best(tmp_path: Path) -> None:
     rows = small_results.rows(make(tmp_path, RESULTS).with_suffix(".md").read_text())
     assert rows["",] == ["CelebA AP"]
+    assert "Encoders: ResNet-10, width 32, d = 256" in (tmp_path / "table_attributes.md").read_text()
     assert rows["Prediction of the mean",] == ["10.00"]
     assert rows["Raw pixels",] == ["25.00 ± 0.50"]
     assert rows["DiTi",] == ["**47.00 ± 0.50 (4.24)**"]  # 44 and 50: root of 2 * 9 / 1

@@ -21,7 +21,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.errors import UserError
 from diffsiam.training import loop
 from diffsiam.training.inputs import Inputs, step_indices
@@ -434,7 +434,7 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
         return {**take(inputs), "spread": torch.tensor(next(spreads))}
 
     loop.train(
-        task_of(Falling(), batch, warnings={"spread": (0.1, "the representation is collapsing")}),
+        task_of(Falling(), batch, warnings={"spread": (0.1, 0.9, "the representation is collapsing")}),
         plan_of(tmp_path),
         ALONE,
     )
@@ -443,7 +443,19 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
     assert "collapsing (0.050)" in warnings[0]
 
 
-# --------------------------------------------------------------------------------------------------- full disk
+# --------------------------------------------------------------------------------------------------- precision
+@pytest.mark.parametrize(("asked", "expected"), [("auto", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_run_that_goes_on_keeps_the_precision_that_auto_chose_on_another_processor(
+    asked: str, expected: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, dtype=torch.bfloat16, checkpoint_minutes=0)
+    loop.train(task_of(fresh()), plan, ALONE)
+    assert plan.checkpoint.exists()
+    monkeypatch.setattr(runtime, "compute_dtype", lambda rt, device, width: torch.float32)
+    rt = tiny.section(params.Runtime, precision=asked)
+    assert loop.precision(rt, torch.device("cpu"), 64, plan.checkpoint) == expected
+
+
 @contextmanager
 def file_size_limit(folder: Path) -> Iterator[None]:
     """No file may grow beyond a few bytes: writes fail as they do over a quota."""

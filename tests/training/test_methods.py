@@ -18,12 +18,23 @@ EXPECTED = {  # mask, segment, SimSiam term, trained
     "diffsiam_seq": ("sequential", "extra_steps", True, True),
     "diffsiam_hier": ("hierarchical", "extra_steps", True, True),
     "diffsiam_hier_detach": ("hierarchical_detach", "extra_steps", True, True),
+    "disdiff_plain": (None, None, False, True),
+    "disdiff": (None, None, False, True),
 }
 
 
 def test_rows_mask_and_weigh_as_the_method_says() -> None:
     rows = {name: (m.mask, m.segment, m.ssl, m.trained) for name, m in methods.METHODS.items()}
     assert rows == EXPECTED
+
+
+def test_families_and_the_disentangling_loss_are_disdiffs_alone() -> None:
+    assert {n: m.disentangle for n, m in methods.METHODS.items() if m.coded} == {
+        "disdiff_plain": False,
+        "disdiff": True,
+    }
+    assert {m.family for m in methods.METHODS.values() if not m.coded} == {"diffsiam"}
+    assert not any(m.disentangle for m in methods.METHODS.values() if not m.coded)
 
 
 def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
@@ -36,24 +47,32 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
         "diffsiam_seq": {"decoder_ema", "heads"},
         "diffsiam_hier": {"decoder_ema", "heads"},
         "diffsiam_hier_detach": {"decoder_ema", "heads"},
+        "disdiff_plain": {"decoder_ema"},
+        "disdiff": {"decoder_ema"},
     }
     assert all({"encoder", "encoder_ema"} <= set(m.weights) for m in methods.METHODS.values())
 
 
 def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
+    disentangling = {"codes.weight", "codes.least_signal", "codes.weighting", "codes.encoder_gradient"}
     warning, simsiam = {"collapse_below"}, {"ssl_weight", "views"}
-    diffusion = {"diffusion_weight", "decoder_optimizer"}
+    codes, diffusion = (
+        {"codes.embedding", "codes.reconstruction"} | disentangling,
+        {"diffusion_weight", "decoder_optimizer"},
+    )
     segments, diffsiam, diti = {"segments"}, {"time_input"}, {"diti"}
     training = {"steps", "optimizer", "grad_clip", "ema_decay", "snapshots"}
     unused = {name: {leaf.removeprefix("representation.") for leaf in m.unused} for name, m in methods.METHODS.items()}
     assert unused == {
-        "untrained": warning | simsiam | diffusion | segments | diffsiam | diti | training,
-        "simsiam": warning | diffusion | segments | diffsiam | diti,
-        "pdae": warning | simsiam | segments | diffsiam | diti,
-        "diti": warning | simsiam | diffsiam,
-        "diffsiam_seq": warning | diti,
-        "diffsiam_hier": warning | diti,
-        "diffsiam_hier_detach": warning | diti,
+        "untrained": warning | codes | simsiam | diffusion | segments | diffsiam | diti | training,
+        "simsiam": warning | codes | diffusion | segments | diffsiam | diti,
+        "pdae": warning | codes | simsiam | segments | diffsiam | diti,
+        "diti": warning | codes | simsiam | diffsiam,
+        "diffsiam_seq": warning | codes | diti,
+        "diffsiam_hier": warning | codes | diti,
+        "diffsiam_hier_detach": warning | codes | diti,
+        "disdiff_plain": warning | disentangling | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
+        "disdiff": warning | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
     }
 
 

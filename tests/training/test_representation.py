@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from diffsiam import params, runtime
 from diffsiam.data import augment
 from diffsiam.errors import UserError
+from diffsiam.models import encoder as encoders
 from diffsiam.models.encoder import Encoder
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Representation
+from diffsiam.training import diffsiam as segmented
 from diffsiam.training import representation
 from diffsiam.training.methods import METHODS
 
-WITH_DIFFUSION = [name for name, m in METHODS.items() if m.diffusion]
+WITH_DIFFUSION = [name for name, m in METHODS.items() if m.mask]
 DIFFSIAM = [name for name in WITH_DIFFUSION if name.startswith("diffsiam")]
 ABAR = [1.0]
 for _t in range(1000):
@@ -34,11 +36,11 @@ def settings(**changes: Any) -> Representation:
     return tiny.section(Representation, **changes)
 
 
-def make(name: str, cfg: Representation) -> tuple[representation.Learner, DiffusionModel]:
+def make(name: str, cfg: Representation) -> tuple[segmented.Learner, DiffusionModel]:
     """A learner whose decoder is no longer silent, in training mode, and the model under it."""
     dm = tiny.diffusion_model()
     torch.manual_seed(1)
-    learner = representation.Learner(METHODS[name], cfg, tiny.SIDE, dm)
+    learner = segmented.Learner(METHODS[name], cfg, tiny.SIDE, dm)
     if learner.decoder is not None:
         nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
         nn.init.normal_(learner.decoder.unet.conv_out.bias, std=0.3)
@@ -46,7 +48,7 @@ def make(name: str, cfg: Representation) -> tuple[representation.Learner, Diffus
 
 
 def batch_of(name: str, cfg: Representation, dm: DiffusionModel | None, count: int = 6) -> dict[str, Any]:
-    make_one = representation.make_batch(METHODS[name], cfg, dm, torch.device("cpu"))
+    make_one = segmented.make_batch(METHODS[name], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
         return make_one(tiny.given(3, count))
 
@@ -56,7 +58,7 @@ def batch_of(name: str, cfg: Representation, dm: DiffusionModel | None, count: i
 @pytest.mark.parametrize("name", WITH_DIFFUSION)
 def test_steps_and_segments_are_drawn_uniformly_from_the_methods_ranges(name: str, time_input: str) -> None:
     cfg = settings(encoder_width=8, segments=64, time_input=time_input)
-    fed, level, k = representation.draw_steps(METHODS[name], cfg, 60_000, runtime.generator(0, "draws"))
+    fed, level, k = segmented.draw_steps(METHODS[name], cfg, 60_000, runtime.generator(0, "draws"))
     assert fed.dtype == level.dtype == k.dtype == torch.int64
     if METHODS[name].segment == "extra_steps":
         t = level - k
@@ -89,13 +91,13 @@ def literal_mask(z: Tensor, k: int, edges: list[int], name: str) -> Tensor:
 
 
 def literal_diffusion_loss(
-    name: str, learner: representation.Learner, dm: DiffusionModel, x0: Tensor, z: Tensor, edges: list[int]
+    name: str, learner: segmented.Learner, dm: DiffusionModel, x0: Tensor, z: Tensor, edges: list[int]
 ) -> float:
     """Eq. 3.11 image by image in float64, from the same draws, with diffusers' own forward for u_theta."""
     assert learner.decoder is not None
     cfg, method = learner.cfg, METHODS[name]
     g = runtime.generator(0, "noise", 3)
-    fed, level, k = representation.draw_steps(method, cfg, len(x0), g)
+    fed, level, k = segmented.draw_steps(method, cfg, len(x0), g)
     noise = torch.randn(x0.shape, generator=g)
     total = 0.0
     for i in range(len(x0)):
@@ -161,7 +163,7 @@ def test_simsiam_term_is_equation_3_9_of_two_different_views(name: str) -> None:
     assert not torch.allclose(batch["view1"], batch["x0"])
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].trained])
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].trained and not METHODS[n].coded])
 def test_total_is_the_weighted_sum_of_the_methods_terms(name: str) -> None:
     cfg = settings(ssl_weight=0.7, diffusion_weight=3.0)
     learner, dm = make(name, cfg)
@@ -175,7 +177,7 @@ def test_total_is_the_weighted_sum_of_the_methods_terms(name: str) -> None:
 
 def test_at_the_start_the_diffusion_term_is_the_frozen_models_own_error() -> None:
     cfg, dm = settings(), tiny.diffusion_model()
-    learner = representation.Learner(METHODS["diffsiam_hier"], cfg, tiny.SIDE, dm)
+    learner = segmented.Learner(METHODS["diffsiam_hier"], cfg, tiny.SIDE, dm)
     batch = batch_of("diffsiam_hier", cfg, dm)
     error = batch["weight"] * (batch["x0"] - batch["x0_hat"]).square()
     assert learner(batch)["diffusion"].item() == pytest.approx(error.mean().item(), rel=1e-5)
@@ -226,7 +228,7 @@ def test_training_leaves_the_frozen_model_alone_and_moves_all_of_the_learner(nam
 
 def test_rows_of_a_batch_are_those_of_the_whole() -> None:
     cfg, dm = settings(), tiny.diffusion_model()
-    make_one = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
+    make_one = segmented.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
         whole, part = make_one(tiny.given(3, 6)), make_one(tiny.given(3, 6, rows=slice(2, 4)))
     assert torch.equal(part["k"], whole["k"][2:4])
@@ -236,7 +238,7 @@ def test_rows_of_a_batch_are_those_of_the_whole() -> None:
 
 def test_a_step_draws_anew_and_the_same_step_draws_the_same() -> None:
     cfg, dm = settings(), tiny.diffusion_model()
-    make_one = representation.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
+    make_one = segmented.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
         a, b, other = (make_one(tiny.given(step, 6)) for step in (3, 3, 4))
     for key in ("view1", "view2", "x0_hat"):
@@ -265,12 +267,17 @@ def test_encoder_and_heads_have_one_optimiser_and_the_decoder_another() -> None:
 
 
 def test_learning_rate_is_half_a_cosine_to_zero_or_constant() -> None:
-    cosine = params.Optimizer("sgd", 0.05, 0.9, 5e-4, "cosine")
+    cosine = params.Optimizer("sgd", 0.05, 0.9, 5e-4, "cosine", 0)
     rate = representation.learning_rate(cosine, 200)
     assert [rate(0), rate(100), rate(200)] == pytest.approx([0.05, 0.025, 0])
     assert rate(50) == pytest.approx(0.05 * (1 + math.sqrt(0.5)) / 2)
     constant = representation.learning_rate(dataclasses.replace(cosine, schedule="constant"), 200)
     assert {constant(s) for s in range(200)} == {0.05}
+
+
+def test_learning_rate_rises_in_proportion_over_the_warm_up() -> None:
+    warm = representation.learning_rate(params.Optimizer("adam", 0.1, 0.9, 0.0, "constant", 4), 20)
+    assert [warm(step) for step in range(6)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
 
 
 # ------------------------------------------------------------------------------------------------------- runs
@@ -283,9 +290,10 @@ def run(name: str, top: Path, *, seed: int = 0, out: str = "out", dm: bool = Tru
     return top / out
 
 
-@pytest.mark.parametrize("name", ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier_detach"])
+@pytest.mark.parametrize("name", ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier_detach", "disdiff"])
 def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Path) -> None:
-    out = run(name, tmp_path, dm=METHODS[name].diffusion)
+    codes = {"codes": tiny.CODES | {"dim": 2}} if METHODS[name].coded else {}
+    out = run(name, tmp_path, dm=METHODS[name].diffusion, **codes)
     assert {p.name for p in out.iterdir()} == {f"{stem}.safetensors" for stem in METHODS[name].weights} | {
         "config.json",
         "history.csv",
@@ -295,8 +303,9 @@ def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Pat
     assert (config["method"], config["seed"], config["dim"], config["image_size"]) == (name, 0, 8, tiny.SIDE)
     assert config["segments"] == 4
     recorded = {f"representation.{key}" for key in config["params"]["representation"]}
-    assert recorded.isdisjoint(METHODS[name].unused)
-    assert len(recorded) + len(METHODS[name].unused) == len(dataclasses.fields(params.Representation))
+    left_out = {leaf for leaf in METHODS[name].unused if leaf.count(".") == 1}
+    assert recorded.isdisjoint(left_out)
+    assert len(recorded) + len(left_out) == len(dataclasses.fields(params.Representation))
     history = pd.read_csv(out / "history.csv")
     if not METHODS[name].trained:
         assert history.empty
@@ -306,7 +315,7 @@ def test_run_leaves_the_methods_files_and_no_checkpoint(name: str, tmp_path: Pat
         assert history["learning_rate"][0] == pytest.approx(0.05)
         raw, averaged = (runtime.load_weights(out / f"{stem}.safetensors") for stem in ("encoder", "encoder_ema"))
         assert any(not torch.equal(raw[k], averaged[k]) for k in raw)
-        Encoder(1, tiny.SIDE).load_state_dict(averaged)
+        encoders.recorded(config).load_state_dict(averaged)
 
 
 def test_encoders_kept_on_the_way_are_those_of_shorter_runs(tmp_path: Path) -> None:
@@ -334,7 +343,7 @@ def test_untrained_is_the_initial_encoder_of_the_other_methods_with_statistics_o
     untrained = runtime.load_weights(run("untrained", tmp_path, seed=3, dm=False) / "encoder.safetensors")
     dm = tiny.diffusion_model()
     torch.manual_seed(runtime.derive_seed(3, "weights"))
-    initial = representation.Learner(METHODS["diffsiam_hier"], settings(), tiny.SIDE, dm).encoder
+    initial = segmented.Learner(METHODS["diffsiam_hier"], settings(), tiny.SIDE, dm).encoder
     names = {name for name, _ in initial.named_parameters()}
     for name, value in initial.state_dict().items():
         if name in names:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from diffsiam import params, runtime
 from diffsiam.data import augment
-from diffsiam.diffusion.schedule import Schedule
 from diffsiam.training import representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
@@ -23,22 +22,22 @@ TRAINED = [name for name, method in METHODS.items() if method.trained]
 COUNT, STEPS, EMA = 6, 3, 0.4
 
 
-def batches_of(name: str, cfg: params.Representation, dm: Any) -> list[dict[str, Any]]:
-    """A batch for each step, in float64."""
-    made = []
-    for step in range(STEPS):
-        x0 = torch.rand(COUNT, 3, tiny.SIDE, tiny.SIDE, generator=runtime.generator(1, "x", step), dtype=torch.float64)
-        x0 = 2 * x0 - 1
-        batch = {"x0": x0, "view1": x0.flip(3), "view2": x0.flip(2)}
-        g = runtime.generator(0, "noise", step)
-        made.append(batch | representation.diffusion_batch(dm, Schedule().double(), METHODS[name], cfg, x0, g))
-    return made
+def in_float64(batch: Any) -> Any:
+    """The numbers of a batch in float64."""
+    if isinstance(batch, dict):
+        return {key: in_float64(value) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        parts = [in_float64(value) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch.double() if isinstance(batch, Tensor) and batch.is_floating_point() else batch
 
 
 def filled(into: Any, values: Any) -> None:
     """Copy a batch into the places of another."""
     if isinstance(into, Tensor):
         into.copy_(values)
+    elif isinstance(into, float):
+        assert into == values
     elif isinstance(into, dict):
         for key, value in into.items():
             filled(value, values[key])
@@ -48,15 +47,15 @@ def filled(into: Any, values: Any) -> None:
 
 
 def by_hand(
-    learner: representation.Learner, cfg: params.Representation, batches: list[dict[str, Any]], clip: float | None
+    learner: nn.Module, cfg: params.Representation, batches: list[dict[str, Any]], clip: float | None
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Averages and losses of the plain loop: its own batches, gradients and rates at every step."""
     rate = [cfg.optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cfg.steps)) for step in range(STEPS)]
     slower = [r * cfg.decoder_optimizer.learning_rate / cfg.optimizer.learning_rate for r in rate]
     encoder = [p for name, p in learner.named_parameters() if not name.startswith("decoder.")]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(encoder, 1.0, 0.9, weight_decay=5e-4)]
-    if learner.decoder is not None:
-        optimizers.append(torch.optim.Adam(learner.decoder.parameters(), 1.0))
+    if decoder := [p for name, p in learner.named_parameters() if name.startswith("decoder.")]:
+        optimizers.append(torch.optim.Adam(decoder, 1.0))
     average = {name: p.detach().clone() for name, p in learner.named_parameters()}
     losses = []
     for step, batch in enumerate(batches):
@@ -82,13 +81,14 @@ def by_hand(
 def test_a_step_on_buffers_that_are_filled_anew_is_the_plain_step_in_float64(
     name: str, clip: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    cfg, dm = tiny.section(params.Representation, encoder_width=2), tiny.diffusion_model().double()
+    cfg, dm = tiny.representation_of(name, encoder_width=2), tiny.diffusion_model()
     torch.manual_seed(1)
-    learner = representation.Learner(METHODS[name], cfg, tiny.SIDE, dm).double().train()
-    if learner.decoder is not None:
-        nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
-    plain, batches = copy.deepcopy(learner), batches_of(name, cfg, dm)
+    task = representation.make_task(name, cfg, torch.from_numpy(tiny.images()), dm, torch.device("cpu"))
+    batches = [in_float64(task.batch(tiny.given(step, COUNT))) for step in range(STEPS)]
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    learner = task.module.double().train()
+    tiny.wake(learner)
+    plain = copy.deepcopy(learner)
 
     static, average = copy.deepcopy(batches[-1]), Average(learner)
     inputs = Inputs(torch.zeros(COUNT, 1, 1, 3, dtype=torch.uint8), COUNT, 0, torch.device("cpu"))
@@ -118,14 +118,14 @@ def test_a_step_on_buffers_that_are_filled_anew_is_the_plain_step_in_float64(
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_weights_that_are_converted_at_once_train_to_the_bits_of_autocast(name: str) -> None:
-    cfg, method, cpu = tiny.section(params.Representation, encoder_width=2), METHODS[name], torch.device("cpu")
-    dm = tiny.diffusion_model() if method.diffusion else None
-    torch.manual_seed(1)
-    learner = representation.Learner(method, cfg, tiny.SIDE, dm).train()
-    if learner.decoder is not None:
-        nn.init.normal_(learner.decoder.unet.conv_out.weight, std=0.3)
-    plain, batch = copy.deepcopy(learner), representation.make_batch(method, cfg, dm, cpu)
+    cfg, cpu = tiny.representation_of(name, encoder_width=2), torch.device("cpu")
     images = torch.from_numpy(tiny.images())
+    dm = tiny.diffusion_model() if METHODS[name].diffusion else None
+    torch.manual_seed(1)
+    task = representation.make_task(name, cfg, images, dm, cpu)
+    learner, batch = task.module.train(), task.batch
+    tiny.wake(learner)
+    plain = copy.deepcopy(learner)
     given, same = (Inputs(images, COUNT, 0, cpu, purposes=tiny.PURPOSES) for _ in range(2))
     optimizers, theirs = (representation.make_optimizers(module, cfg) for module in (learner, plain))
     step = Step(learner, learner, batch, given, optimizers, {}, ema_decay=EMA, grad_clip=0.1, dtype=torch.bfloat16)

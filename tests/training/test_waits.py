@@ -78,7 +78,7 @@ class Names:
         return tiny.IMAGES
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        return torch.zeros((BATCH, *self.shape[1:]), dtype=torch.uint8)
+        return torch.zeros((BATCH, *self.shape[1:]), dtype=torch.uint8, device="cpu")
 
 
 @pytest.fixture(params=["kernels", "operations"])
@@ -123,12 +123,12 @@ def images_of(kind: str) -> Any:
 @pytest.mark.usefixtures("gpu")
 def test_a_step_of_every_method_neither_waits_nor_copies(name: str, clip: float | None, kind: str) -> None:
     views = dataclasses.asdict(tiny.section(params.Representation).views) | {"blur_from": 1}
-    cfg, method = tiny.section(params.Representation, encoder_width=2, views=views), METHODS[name]
+    cfg = tiny.representation_of(name, encoder_width=2, views=views)
     dm = DiffusionModel.create(tiny.section(params.Diffusion).unet, tiny.SIDE).eval().requires_grad_(False)
-    learner = representation.Learner(method, cfg, tiny.SIDE, dm if method.diffusion else None)
-    batch = representation.make_batch(method, cfg, dm if method.diffusion else None, GPU)
+    images = images_of(kind)
+    task = representation.make_task(name, cfg, images, dm if METHODS[name].diffusion else None, GPU)
     step = step_of(
-        learner, batch, images_of(kind), lambda m: representation.make_optimizers(m, cfg), grad_clip=clip
+        task.module, task.batch, images, lambda m: representation.make_optimizers(m, cfg), grad_clip=clip
     )  # fmt: skip
     with watch():
         step.run()

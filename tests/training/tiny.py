@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from diffsiam import params, runtime
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.training.inputs import Inputs
+from diffsiam.training.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 8
@@ -33,6 +35,32 @@ def section(cls: type, **changes: Any) -> Any:
     name = next(k for k, v in params.SECTIONS.items() if v is cls)
     demo = str(ROOT / "workflow" / "presets" / "demo.yaml")
     return params.section(params.read(demo, json.dumps(OVER), json.dumps({name: changes})), cls)
+
+
+CODES = {
+    "count": 4,
+    "dim": 3,
+    "embedding": "orthogonal",
+    "reconstruction": "l1",
+    "weight": 0.5,
+    "least_signal": 0.02,
+    "weighting": "difference",
+    "encoder_gradient": "code",
+}
+
+
+def representation_of(name: str, **changes: Any) -> params.Representation:
+    """The section for one method: with codes where it has any."""
+    codes = {"codes": CODES} if METHODS[name].coded else {}
+    made: params.Representation = section(params.Representation, **codes, **changes)
+    return made
+
+
+def wake(module: nn.Module) -> None:
+    """Weights in place of the zeros that a decoder starts from, so that its gradient reaches everything."""
+    for name, layer in module.named_modules():
+        if name.endswith("conv_out"):
+            nn.init.normal_(layer.weight, std=0.3)
 
 
 def images() -> np.ndarray:

@@ -90,6 +90,7 @@ def heads_results(wildcards):
 rule heads_table:
     input:
         results=heads_results,
+        config=expand(f"{ENCODER}/config.json", pretrain=config["pretrain"], method=config["methods"], seed=config["seeds"]),
         meta=expand(f"{DATA}/meta.json", dataset=sorted({on for datasets in HEADS_ON.values() for on in datasets})),
         reference=str(HERE / "workflow/reference/diti_attributes.csv"),
     output:
@@ -107,8 +108,9 @@ rule heads_table:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam heads_table --results {input.results} --meta {input.meta} --reference {input.reference:q} "
-        "--pretrain {params.pretrain} --out {output.csv} --params {params.own:q} 2>&1 | tee {log}; cat {output.md}"
+        "diffsiam table attributes --results {input.results} --meta {input.meta} --config {input.config} "
+        "--reference {input.reference:q} --pretrain {params.pretrain} --out {output.csv} --params {params.own:q} "
+        "2>&1 | tee {log}; cat {output.md}"
 
 
 rule attributes_tables:

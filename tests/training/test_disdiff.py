@@ -1,0 +1,234 @@
+"""The family of DisDiff as it is trained: its start, what its losses reach, what it leaves out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from diffsiam import params
+from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
+from diffsiam.errors import UserError
+from diffsiam.models.unet import Trunk
+from diffsiam.training import disdiff, disentangle, representation
+from diffsiam.training.loop import Task
+from diffsiam.training.methods import METHODS
+
+COUNT = 8
+CPU = torch.device("cpu")
+
+
+def settings(**changes: Any) -> params.Representation:
+    return tiny.section(params.Representation, encoder_width=2, codes=tiny.CODES | changes)
+
+
+def task_of(name: str, **changes: Any) -> Task:
+    images, dm = torch.from_numpy(tiny.images()), tiny.diffusion_model()
+    return representation.make_task(name, settings(**changes), images, dm, CPU)
+
+
+def made(name: str = "disdiff", *, awake: bool = True, **changes: Any) -> tuple[disdiff.Learner, dict[str, Any]]:
+    """A learner in training mode and a batch; ``awake`` fields are not the zeros of the start."""
+    torch.manual_seed(1)
+    task = task_of(name, **changes)
+    assert isinstance(task.module, disdiff.Learner)
+    if awake:
+        tiny.wake(task.module)
+    return task.module.train(), task.batch(tiny.given(0, COUNT))
+
+
+def gradients(learner: disdiff.Learner, loss: Tensor, part: str) -> list[Tensor]:
+    parameters = [p for name, p in learner.named_parameters() if name.startswith(part)]
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------ the start
+def test_at_the_start_nothing_is_guided_and_the_loss_is_the_frozen_models_own() -> None:
+    learner, batch = made(awake=False)
+    parts = learner(batch)
+    n = tiny.CODES["count"]
+    assert parts["invariant"].item() == pytest.approx(math.log(n), rel=1e-6)
+    assert parts["variant"].item() == pytest.approx(math.log(n), rel=1e-6)
+    assert parts["gamma"].item() == 0
+    own = (batch["noise"] - batch["predicted"]).abs().mean()
+    assert parts["loss"].item() == pytest.approx(own.item(), rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- formulas
+def test_the_reconstruction_is_the_mean_absolute_error_of_the_shifted_noise() -> None:
+    learner, batch = made("disdiff_plain")
+    parts = learner(batch)
+    assert set(parts) == {"loss", "reconstruction", "smallest_field", "largest_field", "active", "spread"}
+    fields = learner.decoder.fields(learner.encoder(batch["x0"]), batch["trunk"])
+    errors = []
+    for i in range(COUNT):
+        total = sum(fields[i, c] for c in range(fields.shape[1]))
+        errors.append((batch["noise"][i] - (batch["predicted"][i] + batch["shift"][i] * total)).abs().mean())
+    assert parts["loss"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+
+
+def test_the_reconstruction_can_be_pdaes() -> None:
+    """With the same field, the loss of the PDAE row."""
+    learner, batch = made("disdiff_plain", reconstruction="pdae")
+    total = learner.decoder(learner.encoder(batch["x0"]), batch["trunk"])
+    error = (batch["x0"] - batch["x0_hat"] - batch["guidance"] * total).square().mean(dim=(1, 2, 3))
+    expected = (batch["weight"].flatten() * error).mean()
+    assert learner(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_disentangling_loss_is_its_formula_image_by_image() -> None:
+    learner, batch = made(weight=0.7)
+    parts = learner(batch)
+    z, n = copy.deepcopy(learner.encoder)(batch["x0"]), tiny.CODES["count"]
+    learner.requires_grad_(False).encoder.eval()
+    total = 0.0
+    for i in range(COUNT):
+        c = int(batch["code"][i])
+        trunk, row = batch["trunk"], slice(i, i + 1)
+        one = Trunk(trunk.time[row], tuple(skip[row] for skip in trunk.skips), trunk.hidden[row])
+        field = learner.decoder.fields(z[i : i + 1], one)[:, c]
+        x0_hat = batch["x0_hat"][i : i + 1]
+        guided = x0_hat + batch["gain"][i] * field
+        images = learner.encoder(x0_hat), learner.encoder(guided)
+        own, bar, hat = (t.unflatten(1, (n, -1)) for t in (z[row], *images))
+        a = (hat - bar).norm(dim=2)
+        b = (bar - own).norm(dim=2) - (hat - own).norm(dim=2)
+        losses = -a.log_softmax(1)[0, c] - b.log_softmax(1)[0, c]
+        gamma = 0.7 * (x0_hat - guided).square().mean() / batch["variance"]
+        total += (gamma * losses * batch["counts"][i]).item()
+    assert 0 < batch["counts"].sum() < COUNT, "the batch needs steps of both kinds"
+    assert parts["disentangling"].item() == pytest.approx(total / COUNT, rel=1e-4)
+    assert parts["loss"].item() == pytest.approx(parts["reconstruction"].item() + total / COUNT, rel=1e-5)
+
+
+def test_constant_weighting_is_lambda_itself() -> None:
+    learner, batch = made(weight=0.7, weighting="constant", least_signal=0.0)
+    parts = learner(batch)
+    assert parts["gamma"].item() == pytest.approx(0.7)
+    assert parts["disentangling"].item() == pytest.approx(
+        0.7 * (parts["invariant"] + parts["variant"]).item(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(("least", "last"), [(0.02, 620), (0.0, TIMESTEPS)])
+def test_steps_with_too_little_signal_do_not_count(least: float, last: int) -> None:
+    _, batch = made(least_signal=least)
+    beyond = Schedule().sigma(torch.tensor([last])).square() / Schedule().signal(torch.tensor([last]))
+    assert batch["counts"].tolist() == (batch["gain"].flatten() <= 1.0001 * beyond.item()).float().tolist()
+
+
+def test_steps_codes_and_noise_are_drawn_for_each_image() -> None:
+    task = task_of("disdiff")
+    drawn = [task.batch(tiny.given(step, 16)) for step in range(20)]
+    codes = torch.cat([batch["code"] for batch in drawn])
+    assert codes.unique().tolist() == [0, 1, 2, 3]
+    assert codes.bincount().min() > 320 / 4 / 2
+    assert torch.cat([batch["gain"] for batch in drawn]).unique().numel() > 200
+    again = task.batch(tiny.given(0, 16))
+    assert torch.equal(again["noise"], drawn[0]["noise"])
+    half = task.batch(tiny.given(0, 16, rows=slice(8, 16)))
+    assert torch.equal(half["code"], drawn[0]["code"][8:])
+
+
+def test_the_variance_is_that_of_all_pixels() -> None:
+    images = torch.from_numpy(tiny.images())
+    assert disdiff.pixel_variance(images) == pytest.approx(float((images.double() / 127.5 - 1).var()), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ gradients
+def test_the_encoder_learns_of_the_loss_through_the_code_that_guides_and_by_no_other_way() -> None:
+    learner, batch = made(least_signal=0.0)
+    own = gradients(learner, learner(batch)["disentangling"], "encoder.")
+    # The same with two encoders, of which the second only measures.
+    other = copy.deepcopy(learner.encoder).requires_grad_(False).eval()
+    cfg, n = learner.codes, tiny.CODES["count"]
+    z = learner.encoder(batch["x0"])
+    field = learner.decoder.fields(z, batch["trunk"])[torch.arange(COUNT), batch["code"]]
+    guided = disentangle.conditioned_x0(batch["x0_hat"], batch["gain"], field)
+    of = disentangle.distances(*(t.unflatten(1, (n, -1)) for t in (z.detach(), other(batch["x0_hat"]), other(guided))))
+    gamma = cfg.weight * (batch["x0_hat"] - guided.detach()).square().mean(dim=(1, 2, 3)) / batch["variance"]
+    loss = (gamma * sum(disentangle.cross_entropies(of, batch["code"]))).mean()
+    expected = gradients(learner, loss, "encoder.")
+    assert max(float(g.abs().max()) for g in expected) > 0
+    scale = max(float(g.abs().max()) for g in expected)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale) for a, b in zip(own, expected, strict=True))
+
+
+def test_the_encoder_can_be_kept_from_the_loss_while_the_decoder_learns_of_it() -> None:
+    learner, batch = made(encoder_gradient="none", least_signal=0.0)
+    loss = learner(batch)["disentangling"]
+    assert all(not g.any() for g in gradients(learner, loss, "encoder."))
+    assert any(g.any() for g in gradients(learner, loss, "decoder."))
+    through_code, same = made(encoder_gradient="code", least_signal=0.0)
+    assert loss.item() == pytest.approx(through_code(same)["disentangling"].item(), rel=1e-5)
+
+
+def test_the_whole_encoder_can_learn_of_the_loss() -> None:
+    one, batch = made(encoder_gradient="full", least_signal=0.0)
+    other, same = made(encoder_gradient="code", least_signal=0.0)
+    a, b = (gradients(m, m(x)["disentangling"], "encoder.") for m, x in ((one, batch), (other, same)))
+    assert any(not torch.allclose(x, y, rtol=1e-2) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("gradient", ["code", "none", "full"])
+def test_statistics_move_by_the_pass_over_the_images_alone(gradient: str) -> None:
+    learner, batch = made(encoder_gradient=gradient)
+    other = copy.deepcopy(learner.encoder)
+    learner(batch)
+    other(batch["x0"])
+    for (name, value), (_, expected) in zip(learner.encoder.named_buffers(), other.named_buffers(), strict=True):
+        assert torch.equal(value, expected), name
+    assert learner.encoder.training
+
+
+def test_the_frozen_model_never_has_a_gradient() -> None:
+    dm = tiny.diffusion_model()
+    task = representation.make_task("disdiff", settings(), torch.from_numpy(tiny.images()), dm, CPU)
+    task.module(task.batch(tiny.given(0, COUNT)))["loss"].backward()
+    assert all(p.grad is None for p in dm.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------- symmetry
+def test_codes_exchanged_together_with_their_embeddings_change_nothing() -> None:
+    learner, batch = made("disdiff_plain", embedding="learned")
+    order = torch.tensor([2, 0, 3, 1])
+    z = learner.encoder(batch["x0"]).unflatten(1, (4, -1))
+    before = learner.decoder(z.flatten(1), batch["trunk"])
+    assert learner.decoder.table is not None
+    with torch.no_grad():
+        learner.decoder.table.copy_(learner.decoder.table[order])
+    after = learner.decoder(z[:, order].flatten(1), batch["trunk"])
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- messages
+def test_a_method_with_codes_on_a_data_set_without_is_refused() -> None:
+    with pytest.raises(UserError, match=r"representation\.codes: null, but disdiff needs codes"):
+        representation.make_task(
+            "disdiff", tiny.section(params.Representation), torch.from_numpy(tiny.images()), tiny.diffusion_model(), CPU
+        )
+
+
+def test_distances_that_run_away_are_warned_of_beyond_twice_the_logarithm() -> None:
+    task = task_of("disdiff")
+    assert {name: high for name, (_, high, _) in task.warnings.items()} == dict.fromkeys(
+        ("invariant", "variant"), 2 * math.log(4)
+    )
+
+
+def test_every_method_of_a_data_set_with_codes_has_their_encoder() -> None:
+    learners = {
+        name: representation.make_task(
+            name, settings(), torch.from_numpy(tiny.images()), tiny.diffusion_model() if m.diffusion else None, CPU
+        ).averaged["encoder"]
+        for name, m in METHODS.items()
+    }
+    assert {type(e).__name__ for e in learners.values()} == {"ConvEncoder"}
+    z = {tuple(e.eval()(torch.zeros(2, 3, tiny.SIDE, tiny.SIDE)).shape) for e in learners.values()}
+    assert z == {(2, 12)}
