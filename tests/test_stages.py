@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from diffsiam import cli, params, runtime, stages
+from diffsiam import cli, params, runtime, schema, stages
 from diffsiam.training.methods import METHODS
 from tests.dvc.clones import MICRO, merged
 from tests.test_params import leaves
@@ -110,7 +110,7 @@ class Commands:
 
     def train(self, method: str, out: Path, edit: dict[str, Any] | None = None) -> None:
         codes = {"representation": CODES} if METHODS[method].coded else {}
-        edit = merged(codes, edit or {})
+        edit = schema.merge(codes, edit or {})
         places = ["--data", self.folder / "data", "--diffusion", self.folder / "dm", "--out", out]
         rest = ["--seed", "0", "--checkpoint", out / "state.pt"]
         self.run("representation", method, *places, *rest, edit=edit)
@@ -247,3 +247,15 @@ def test_an_edit_of_what_a_method_leaves_idle_changes_no_weight_and_of_what_it_u
             changed.add(leaf)
     idle = set(IDLE[method]) | {"representation.snapshots"}  # that leaves encoders beside the weights
     assert changed == set(edits) - idle
+
+
+def test_what_else_belongs_to_the_codes_of_one_data_set_reaches_the_jobs_of_methods_that_do_not_use_it() -> None:
+    demo = yaml.safe_load((ROOT / "workflow/presets/demo.yaml").read_text())
+    raw = demo | {"overrides": {"rooms": {"representation": CODES}, "photos": {"representation": {"segments": 8}}}}
+    for method, dataset in (("pdae", "rooms"), ("disdiff", "rooms"), ("pdae", "photos")):
+        own = stages.share(raw, "representation", dataset, METHODS[method].unused)
+        read = params.section(schema.merge(stages.environment(raw), own), params.Representation)
+        assert (read.codes is None) == (dataset == "photos")
+        assert own["representation"]["codes"] is None or ("weight" in own["representation"]["codes"]) == (
+            method == "disdiff"
+        )
