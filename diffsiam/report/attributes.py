@@ -28,7 +28,7 @@ MEAN, PIXELS = "mean", "pixels"  # in place of a method: floors
 TITLES = {MEAN: "Prediction of the mean", PIXELS: "Raw pixels"} | {
     name: row.title for name, row in methods.METHODS.items()
 }
-METRICS = {"ap": ("AP", 2, max), "r": ("r", 3, max), "mse": ("MSE", 3, min)}  # heading, decimals, which is best
+METRICS = {"ap": ("AP", 2, max), "r": ("r", 3, max), "mse": ("MSE", 4, min)}  # heading, decimals, which is best
 CLAIM = ("diti", "pdae")  # what DiTi's paper says is above what
 COLUMNS = ["method", "pretrain", "dataset", "seed", "protocol", "metric", "value", "ci95", "n_train", "n_test"]
 _KEYS = ["method", "pretrain", "dataset", "metric"]

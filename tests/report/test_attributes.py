@@ -82,7 +82,7 @@ def test_of_squared_errors_the_smallest_is_the_best(tmp_path: Path) -> None:
     ]
     rows = small_results.rows(make(tmp_path, results).with_suffix(".md").read_text())
     assert rows["",] == ["LFW r", "LFW MSE"]
-    assert rows["PDAE",] == ["**0.500 ± 0.500**", "**0.400 ± 0.500**"]
+    assert rows["PDAE",] == ["**0.500 ± 0.500**", "**0.4000 ± 0.5000**"]
 
 
 def test_differences_are_taken_draw_by_draw_over_the_mean_of_the_seeds(tmp_path: Path) -> None:
