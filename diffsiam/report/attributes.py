@@ -29,6 +29,10 @@ TITLES = {MEAN: "Prediction of the mean", PIXELS: "Raw pixels"} | {
     name: row.title for name, row in methods.METHODS.items()
 }
 METRICS = {"ap": ("AP", 2, max), "r": ("r", 3, max), "mse": ("MSE", 4, min)}  # heading, decimals, which is best
+_MEANING = {
+    "attributes": "AP: mean average precision over the attributes, in percent",
+    "regression": "r, MSE: Pearson's r and mean squared error, means over the labels",
+}
 CLAIM = ("diti", "pdae")  # what DiTi's paper says is above what
 COLUMNS = ["method", "pretrain", "dataset", "seed", "protocol", "metric", "value", "ci95", "n_train", "n_test"]
 _KEYS = ["method", "pretrain", "dataset", "metric"]
@@ -119,8 +123,8 @@ def note(results: Sequence[dict[str, Any]]) -> str:
     said = "; ".join(f"{protocol}: {words[choice]}" for protocol, choice in chosen)
     seeds = sorted({r["seed"] for r in results if r["seed"] is not None})
     return (
-        "AP: mean average precision over the attributes, in percent; r, MSE: Pearson's r and mean squared error, means "
-        "over the labels; ± half of a 95 % bootstrap interval over test images. One linear layer on features of the "
+        f"{'; '.join(_MEANING[protocol] for protocol in dict.fromkeys(protocol for protocol, _ in chosen))}; ± half of "
+        "a 95 % bootstrap interval over test images. One linear layer on features of the "
         f"averaged (EMA) encoder, not standardised, {epochs} epochs of Adam; the epoch reported is, for {said}. Raw "
         "pixels: the same on the images, averaged to 16x16 where they are larger. "
         f"Seeds: {', '.join(map(str, seeds))}"
