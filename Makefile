@@ -1,6 +1,7 @@
 # Each target sets up .venv first if it is missing. `make PYTHON=python3.12 table` picks another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+TESTS := $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder  # tests/conftest.py divides them
 READY := .venv/.ready
 DOCS := .venv/.docs
 
@@ -20,10 +21,10 @@ table: $(READY)  ## both tables, at the scale of params.yaml
 	@cat results/table4_1.md results/table4_2.md
 
 test: $(READY)  ## everything that this machine can run
-	$(BIN)/pytest
+	$(TESTS)
 
 test-fast: $(READY)  ## seconds, not minutes
-	$(BIN)/pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

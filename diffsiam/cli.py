@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
         _check_out(args.stage, args.out)
         untracked, began = os.environ.get(params.VARIABLE), time.time()
-        args.run(args, params.read(untracked or "{}", *(args.params or ["params.yaml"])))
+        args.run(args, params.read(_rest(args, untracked), *(args.params or ["params.yaml"])))
         if untracked is None and args.ruled:  # what a rule would make, and no rule's job
             from diffsiam import records
 
@@ -48,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _rest(args: argparse.Namespace, untracked: str | None) -> str:
+    """What a rule does not record of the parameters of its job: those of the data set that the job works on."""
+    if untracked is None:
+        return "{}"
+    raw = json.loads(untracked)
+    return json.dumps(params.of(raw, args.data.name) if isinstance(args.data, Path) else raw)
 
 
 def _share_cores() -> None:

@@ -291,7 +291,8 @@ SECTIONS: dict[str, type] = {
     "runtime": Runtime,
 }
 
-VARIABLE = "DIFFSIAM_PARAMS"  # environment variable: all sections as JSON, for the leaves that a rule does not record
+# Environment variable: all sections and overrides as JSON, for the leaves that a rule does not record.
+VARIABLE = "DIFFSIAM_PARAMS"
 
 T = TypeVar("T")
 

@@ -67,14 +67,6 @@ def share(raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...
     }
 
 
-def environment(raw: dict[str, Any]) -> dict[str, Any]:
-    """All sections, for the leaves that the rule of a job does not record, and its result does not depend on. Where a
-    data set has codes, its rules record what they are, and here is what else belongs to codes."""
-    sections = {name: raw[name] for name in params.SECTIONS}
-    codes = (params.of(raw, name)["representation"]["codes"] for name in ("", *raw["overrides"]))
-    return sections | {"representation": sections["representation"] | {"codes": next(filter(None, codes), None)}}
-
-
 def _rows(value: Any, dataset: str) -> Any:
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         return [row for row in value if row["dataset"] == dataset]

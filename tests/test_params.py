@@ -24,7 +24,7 @@ from diffsiam.training.methods import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted((ROOT / "workflow" / "presets").glob("*.yaml"))
 SCHEMA = yaml.safe_load(schema.SCHEMA.read_text())
-REMOVE = object()
+REMOVE = ...  # the key is left out
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from diffsiam import cli, params, runtime, schema, stages
+from diffsiam.training import representation
 from diffsiam.training.methods import METHODS
 from tests.dvc.clones import MICRO, merged
 from tests.test_params import leaves
@@ -249,13 +250,17 @@ def test_an_edit_of_what_a_method_leaves_idle_changes_no_weight_and_of_what_it_u
     assert changed == set(edits) - idle
 
 
-def test_what_else_belongs_to_the_codes_of_one_data_set_reaches_the_jobs_of_methods_that_do_not_use_it() -> None:
+def test_a_job_reads_what_its_rule_does_not_record_as_its_data_set_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     demo = yaml.safe_load((ROOT / "workflow/presets/demo.yaml").read_text())
-    raw = demo | {"overrides": {"rooms": {"representation": CODES}, "photos": {"representation": {"segments": 8}}}}
-    for method, dataset in (("pdae", "rooms"), ("disdiff", "rooms"), ("pdae", "photos")):
-        own = stages.share(raw, "representation", dataset, METHODS[method].unused)
-        read = params.section(schema.merge(stages.environment(raw), own), params.Representation)
-        assert (read.codes is None) == (dataset == "photos")
-        assert own["representation"]["codes"] is None or ("weight" in own["representation"]["codes"]) == (
-            method == "disdiff"
-        )
+    overrides = {"rooms": {"representation": CODES}, "photos": {"representation": {"segments": 8}}}
+    raw, read = demo | {"overrides": overrides}, {}
+    monkeypatch.setattr(representation, "run", lambda name, cfg, *rest, **more: read.setdefault(name, cfg))
+    monkeypatch.setenv(params.VARIABLE, json.dumps(raw))
+    for method, dataset, segments in (("pdae", "rooms", 4), ("disdiff", "rooms", 4), ("simsiam", "photos", 8)):
+        own = json.dumps(stages.share(raw, "representation", dataset, METHODS[method].unused))
+        places = ["--data", f"results/data/{dataset}", "--out", str(tmp_path / dataset), "--checkpoint", "c.pt"]
+        assert cli.main(["representation", method, "--seed", "0", *places, "--params", own]) == 0
+        assert read[method].segments == segments
+        assert (read[method].codes is None) == (dataset == "photos")

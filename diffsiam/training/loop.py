@@ -29,7 +29,7 @@ from diffsiam.training.parallel import World, synchronized
 from diffsiam.training.step import Average, Scheduled, Step
 
 STOPPED = 75  # exit status of a training that saved its state on a signal and wants to be started again (EX_TEMPFAIL)
-_RECORDS = 500  # rows of a history, at most: each is the mean over the steps since the last
+_RECORDS = 500  # rows of a history at least, where there are as many steps: each is the mean since the last
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

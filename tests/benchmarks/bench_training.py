@@ -55,12 +55,17 @@ class Setting:
         self.indices = torch.arange(self.batch_size)
 
     def ours(
-        self, module: nn.Module, averaged: dict[str, nn.Module], batch: Callable, optimizers: Callable
+        self,
+        module: nn.Module,
+        averaged: dict[str, nn.Module],
+        batch: Callable,
+        optimizers: Callable,
+        images: np.ndarray = IMAGES,
     ) -> Callable:
         """One step of the training loop itself."""
         module.to(memory_format=torch.channels_last).train()
         inputs = Inputs(
-            torch.from_numpy(IMAGES), self.batch_size, 0, self.device, purposes=["view1", "view2", "noise", "diffusion"]
+            torch.from_numpy(images), self.batch_size, 0, self.device, purposes=["view1", "view2", "noise", "diffusion"]
         )
         averages = {name: Average(part) for name, part in averaged.items()}
         step = Step(
@@ -247,6 +252,30 @@ def diffsiam_step() -> list[dict[str, object]]:
     return [row("diffsiam_step", a, b, f"batch {s.batch_size}; {share(ours, a, s.dtype)}")]
 
 
+def disdiff_step() -> list[dict[str, object]]:
+    """All fields of a batch in one pass, and the disentangling loss, against as many steps of PDAE as there are codes,
+    with the same encoder and the same frozen model."""
+    s = Setting()
+    raw = params.of(params.read(str(ROOT / "workflow/presets/disdiff-cpu.yaml")), "rooms")
+    cfg = params.section(raw, params.Representation)
+    assert cfg.codes is not None
+    dm = DiffusionModel.create(params.section(raw, params.Diffusion).unet, 16).eval().requires_grad_(False)
+    s.dtype = runtime.compute_dtype(s.rt, s.device, max(raw["diffusion"]["unet"]["channels"]))
+    s.batch_size, small = cfg.batch_size, np.ascontiguousarray(IMAGES[:, :16, :16])
+    dm.to(memory_format=torch.channels_last).hold(s.dtype)
+
+    def steps(name: str) -> Callable:
+        task = representation.make_task(name, cfg, torch.from_numpy(small), dm, s.device)
+        return s.ours(
+            task.module, dict(task.averaged), task.batch, lambda m: representation.make_optimizers(m, cfg), small
+        )
+
+    ours, pdae = steps("disdiff"), steps("pdae")
+    a, b = alternate(ours, pdae)
+    note = f"batch {s.batch_size}, {cfg.codes.count} codes; reference: {cfg.codes.count} PDAE steps of {b:.3f} s"
+    return [row("disdiff_step", a, cfg.codes.count * b, note)]
+
+
 def step_overhead() -> list[dict[str, object]]:
     """A DiffSiam step against the sum of its parts timed alone."""
     ours, _, s = _representation_step("diffsiam_hier")
@@ -309,6 +338,7 @@ BENCHES = {
     "dm_step": dm_step,
     "simsiam_step": simsiam_step,
     "diffsiam_step": diffsiam_step,
+    "disdiff_step": disdiff_step,
     "step_overhead": step_overhead,
     "ddp_2": ddp_2,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffsiam import params
+from tests.data.served import Web
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,20 +30,6 @@ def real_data() -> Path:
     if not (folder / "CIFAR10.tar").is_file():
         pytest.skip(f"no real images in {folder}: set DIFFSIAM_TEST_DATA to a folder that holds CIFAR10.tar and others")
     return folder
-
-
-class Web:
-    """Files by path, served on 127.0.0.1; what a test changes is how they are served."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.cut: int | None = None  # send only so many bytes of a whole answer, whose length is announced in full
-        self.ranges = True  # honour Range
-        self.requests: list[tuple[str, str | None]] = []  # path and Range header
-        self.base = ""
-
-    def url(self, name: str) -> str:
-        return f"{self.base}/{name}"
 
 
 @pytest.fixture

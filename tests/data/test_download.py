@@ -4,22 +4,22 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
+import random
 import socket
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Web
 from small_data import save_image
 
 from diffsiam import params, runtime
 from diffsiam.data import download, prepare, sources
 from diffsiam.data.sources import Archive, DataSet
 from diffsiam.errors import UserError
+from tests.data.served import Web
 
-BODY = os.urandom(3_000_000)
+BODY = random.Random(0).randbytes(3_000_000)
 MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
 SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 

@@ -47,19 +47,28 @@ def disagreements(features, labels, cfg, episodes) -> tuple[int, int]:
     predicted = fewshot.predict(features, drawn, cfg, "clusters")
     wrong = ties = 0
     for shots in cfg.shots:
-        for episode in episodes:
-            scores = sgd_loop.scores(features, drawn, cfg, "clusters", shots, episode)
-            top = scores.topk(2, dim=1).values
-            tie = (top[:, 0] - top[:, 1] < 1e-9).numpy()
-            differs = scores.argmax(dim=1).numpy() != predicted[shots][episode].ravel()
-            wrong += int((differs & ~tie).sum())
-            ties += int(tie.sum())
+        scores = sgd_loop.together(features, drawn, cfg, "clusters", shots, episodes)
+        top = scores.topk(2, dim=2).values
+        tie = (top[..., 0] - top[..., 1] < 1e-9).numpy()
+        differs = scores.argmax(dim=2).numpy() != predicted[shots][list(episodes)].reshape(tie.shape)
+        wrong += int((differs & ~tie).sum())
+        ties += int(tie.sum())
     return wrong, ties
 
 
 def test_every_prediction_equals_the_torch_loop():
     features, labels = clusters()
     assert disagreements(features, labels, PROTOCOL, (0, 150)) == (0, 0)
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_episodes_side_by_side_are_what_the_plain_loop_makes_of_each(shots):
+    features, labels = clusters(dim=33)
+    drawn = fewshot.episodes(labels, QUICK, "clusters")
+    found = sgd_loop.together(features, drawn, QUICK, "clusters", shots, (7, 2))
+    for scores, episode in zip(found, (7, 2), strict=True):
+        alone = sgd_loop.scores(features, drawn, QUICK, "clusters", shots, episode)
+        assert torch.allclose(scores, alone, rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -83,6 +83,20 @@ def test_slerp_keeps_to_the_arc_and_meets_both_ends_exactly() -> None:
     assert torch.equal(slerp(a, a, torch.tensor([0.5]))[:, 0], a)
 
 
+@pytest.mark.parametrize("arc", [0.05, 1.0, 2.5, 3.1])
+def test_slerp_divides_an_arc_acute_or_obtuse_as_its_scales_do(arc: float) -> None:
+    ends = torch.tensor([[1.0, 0.0], [math.cos(arc), math.sin(arc)]]).view(2, 1, 1, 1, 2)
+    got = slerp(ends[0], ends[1], torch.tensor([0.2, 0.5])).flatten(2)[0]
+    assert torch.allclose(got, torch.tensor([[math.cos(s * arc), math.sin(s * arc)] for s in (0.2, 0.5)]), atol=2e-6)
+
+
+def test_slerp_of_parallel_and_opposite_images_is_linear_whatever_rounding_makes_of_their_cosine() -> None:
+    a = torch.randn(300, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for factor in (3.0, -1.0):
+        got = slerp(a, factor * a, torch.tensor([0.25]))[:, 0]
+        assert torch.allclose(got, (0.75 + 0.25 * factor) * a, atol=1e-5)
+
+
 def test_ranges_are_read_half_open_from_0() -> None:
     assert parse_range("0-8", 64) == (0, 8)
     assert parse_range("3-3", 64) == (3, 3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from diffsiam.errors import UserError
 from diffsiam.generation import measure
@@ -62,6 +63,48 @@ def test_exchanged_chooses_on_the_even_pairs_and_measures_on_the_odd() -> None:
     assert found[0] == 1
     assert found[1] == {"intended": pytest.approx(0.5), "others": pytest.approx((0.1 + 0.2 + 0.0 + 0.2) / 4)}
     assert measure.exchanged(change, np.zeros((4, 3), np.int64), same) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exchanged_is_what_a_loop_over_pairs_and_attributes_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    change, difference = rng.normal(size=(40, 5)), rng.integers(-1, 2, (40, 5))
+    change[:, 2] -= 3 * difference[:, 2]  # moves far, but away from the other image's label
+    same = np.eye(5, dtype=bool)
+    same[3, 4] = same[4, 3] = True
+
+    def towards(first: int, a: int) -> float:
+        pairs = [i for i in range(first, 40, 2) if difference[i, a]]
+        return sum(change[i, a] * difference[i, a] for i in pairs) / len(pairs)
+
+    chosen = max(range(5), key=lambda a: towards(0, a))
+    others = [abs(change[i, a]) for i in range(1, 40, 2) for a in range(5) if not same[chosen, a]]
+    found = measure.exchanged(change, difference, same)
+    assert found is not None
+    assert found[0] == chosen != 2
+    assert found[1] == {
+        "intended": pytest.approx(towards(1, chosen)),
+        "others": pytest.approx(sum(others) / len(others)),
+    }
+
+
+def test_the_classifiers_rate_falls_by_half_a_cosine_from_that_of_the_params() -> None:
+    rates: list[float] = []
+    watch = register_optimizer_step_pre_hook(lambda adam, *_: rates.append(float(adam.param_groups[0]["lr"])))
+    try:
+        cfg = PixelClassifier(2, 12, 4, 0.01, 0)
+        measure.train(
+            torch.zeros(8, 8, 8, 3, dtype=torch.uint8), np.eye(8, 2, dtype=np.uint8), cfg, CPU, captured=False
+        )
+    finally:
+        watch.remove()
+    adam = torch.optim.Adam([torch.zeros(1)], lr=0.01)
+    expected, cosine = [], torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=12)
+    for _ in range(12):
+        expected.append(cosine.get_last_lr()[0])
+        adam.step()
+        cosine.step()
+    assert rates == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_classifier_learns_what_is_plain_to_see_and_keeps_it(tmp_path: Path) -> None:

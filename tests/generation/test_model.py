@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from diffsiam import params, runtime
+from diffsiam.diffusion import ddim
 from diffsiam.errors import UserError
 from diffsiam.generation import model as guided
 from diffsiam.models.segments import even_edges
@@ -67,6 +69,20 @@ def test_inversion_is_conditioned_or_frozen_as_the_parameter_says() -> None:
     frozen = tiny_guided.model(inversion="frozen")
     assert torch.equal(frozen.latents(x0)[1], frozen.invert(x0, None))
     assert not torch.allclose(x_T, frozen.invert(x0, None), atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_pictures_are_integrated_with_the_params_steps_clipping_and_solver(clip: bool, solver: str) -> None:
+    model = tiny_guided.model(steps=3, clip=clip, solver=solver)
+    x, z = 2 * tiny_guided.images(2), torch.ones(2, tiny_guided.DIM)
+    results = []
+    for up, got in ((False, model.sample(x, z)), (True, model.invert(x, z))):
+        path = [0, 333, 667, 1000] if up else [1000, 667, 333, 0]
+        for other in itertools.product([True, False], ["ddim", "dpmpp"]):
+            by_hand = ddim.integrate(model.noise(z), x, path, model.table, clip=other[0], solver=other[1])
+            results.append(torch.allclose(got, by_hand, rtol=1e-3, atol=1e-3) == (other == (clip, solver)))
+    assert all(results)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp"])

@@ -27,7 +27,7 @@ DATA_ROOT = Path(config["data"]["root"]).expanduser()
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
 # What a rule does not record reaches its command through the environment.
-os.environ |= {params.VARIABLE: json.dumps(stages.environment(config))}
+os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in (*params.SECTIONS, "overrides")})}
 
 
 wildcard_constraints:

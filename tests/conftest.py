@@ -1,0 +1,42 @@
+"""How `make test` divides the tests between its two workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+# Folders whose tests share a finished run, or the one cluster that a machine can have: each stays with one worker.
+WHOLE = ("slurm", "dvc")
+FIRST = (*WHOLE, "workflow", "training")  # they take longest, and the cluster mostly waits
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two workers on two cores wait for each other
+
+
+def folder(path: Path) -> str:
+    """The part of the package that a test file is about."""
+    return path.relative_to(HERE).parts[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest begins first where there are workers; else files come in their order."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (*FIRST, folder(item.path)).index(folder(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files whole, since their tests share fixtures, and some folders. xdist's own groups are lost under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            part = folder(config.rootpath / file)
+            return part if part in WHOLE else file
+
+    return Scheduling(config, log)
