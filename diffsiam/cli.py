@@ -56,7 +56,8 @@ def _rest(args: argparse.Namespace, untracked: str | None) -> str:
     if untracked is None:
         return "{}"
     raw = json.loads(untracked)
-    return json.dumps(params.of(raw, args.data.name) if isinstance(args.data, Path) else raw)
+    data = vars(args).get("data")  # stages have none, a folder, or names
+    return json.dumps(params.of(raw, data.name) if isinstance(data, Path) else raw)
 
 
 def _share_cores() -> None:
@@ -139,8 +140,6 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import heads
 
-    if (args.features is None) != (args.method == heads.PIXELS):
-        raise UserError("--features: give those of the encoder; without, --method pixels is the floor of the images.")
     cfg, whose = params.section(raw, params.Heads), {"method": args.method, "seed": args.seed}
     heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
 

@@ -134,6 +134,8 @@ def run(
         UserError: the data set has no such labels, or as good as none; features that `store.read` refuses, or without
             those of the mirror images where they are needed; a training that diverges.
     """
+    if (features is None) != (method == PIXELS):
+        raise UserError("--features: give those of the encoder; without, --method pixels is the floor of the images.")
     torch.set_num_threads(1)  # a batch is too small to share
     row = PROTOCOLS[protocol]
     meta = runtime.read_json(data / "meta.json")

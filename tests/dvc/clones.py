@@ -100,7 +100,11 @@ class Clone:
         table = re.search(r"^job +count\n[- ]+\n(.*?)^total", text, re.MULTILINE | re.DOTALL)
         assert table, text
         counts = {name: int(count) for name, count in map(str.split, table[1].splitlines())}
-        return {name: count for name, count in counts.items() if name not in {"all", "tables", "attributes_tables"} and "@" not in name}
+        return {
+            name: count
+            for name, count in counts.items()
+            if name not in {"all", "tables", "attributes_tables"} and "@" not in name
+        }
 
     def changed(self) -> dict[str, Any]:
         """Stages that ``dvc status`` calls changed, and why; the one that looks at the sources always runs."""

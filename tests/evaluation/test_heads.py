@@ -296,6 +296,13 @@ def test_an_attribute_that_no_test_image_has_is_named_and_left_out(
         result("attributes", data, CFG, features)
 
 
+def test_an_encoder_has_features_and_the_pixels_have_none(tmp_path: Path, rng: np.random.Generator) -> None:
+    data, features = stored(tmp_path, rng)
+    for method, given in (("pdae", None), ("pixels", features)):
+        with pytest.raises(UserError, match="--method pixels is the floor"):
+            heads.run("attributes", data, CFG, data / "o.json", features=given, method=method, seed=0)
+
+
 def test_labels_of_another_size_and_a_training_that_diverges_are_refused(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
