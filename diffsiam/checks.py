@@ -34,7 +34,10 @@ def section(name: str, values: Raw) -> list[str]:
 
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
-    rules = (_image_sizes, _codes, _unets, _classes, _validation, _attributes, _heads, _ranges, _figures, _pairs)
+    rules = (
+        *(_image_sizes, _codes, _unets, _classes, _validation, _attributes),
+        *(_heads, _disentanglement, _ranges, _figures, _pairs),
+    )
     return [line for rule in rules for line in rule(raw, of)]
 
 
@@ -136,7 +139,9 @@ def _resized(raw: Raw) -> list[str]:
 
 def _codes(raw: Raw, of: Of) -> Iterator[str]:
     """Methods with codes have them, on images that their encoder takes."""
+    scored = raw["disentanglement"]
     wanted = {"methods": (raw["methods"], [raw["pretrain"]])}
+    wanted |= {"disentanglement.methods": (scored["methods"], scored["datasets"])}
     for key, (names, datasets) in wanted.items():
         for dataset in datasets:
             mine = of(dataset)
@@ -165,7 +170,8 @@ def _codes(raw: Raw, of: Of) -> Iterator[str]:
 def _unets(raw: Raw, of: Of) -> Iterator[str]:
     """The U-Nets that are trained here fit the images that they are trained on."""
     seen: list[Raw] = []
-    names = dict.fromkeys((raw["pretrain"], *raw["overrides"], *raw["figures"]["datasets"].values()))
+    factors = raw["disentanglement"]["datasets"]
+    names = dict.fromkeys((raw["pretrain"], *raw["overrides"], *raw["figures"]["datasets"].values(), *factors))
     for name in (name for name in names if name not in _resized(raw)):
         mine = of(name)
         cfg, size = mine["diffusion"]["unet"], mine["data"]["image_size"]
@@ -248,6 +254,27 @@ def _heads(raw: Raw, of: Of) -> Iterator[str]:
                     f"heads.{key}: images of {name} are {own}x{own}, those of {raw['pretrain']}, which encoders are "
                     f"trained on, {size}x{size}. Give both one size in overrides, or leave {name} out."
                 )
+
+
+def _disentanglement(raw: Raw, of: Of) -> Iterator[str]:
+    """Factors are known, draws are enough for each of their values, and there are codes to tell apart."""
+    cfg = raw["disentanglement"]
+    for i, name in enumerate(cfg["datasets"]):
+        if not (factors := DATASETS[name].factors):
+            having = ", ".join(n for n, other in DATASETS.items() if other.factors)
+            yield f"disentanglement.datasets.{i}: {name} has no grid of known factors. Those that have: {having}."
+            continue
+        factor, largest = max(factors, key=lambda pair: pair[1])
+        if cfg["draws"]["train"] < 20 * largest:
+            yield (
+                f"disentanglement.draws.train: met {cfg['draws']['train']}, but {factor} of {name} has {largest} "
+                f"values, and each needs some draws. Choose at least {20 * largest} (20 each); published are 10000."
+            )
+        if (segments := of(name)["representation"]["segments"]) < 2:
+            yield (
+                f"representation.segments: met {segments}, but disentanglement on {name} compares the segments of z. "
+                "Choose two or more."
+            )
 
 
 def _ranges(raw: Raw, of: Of) -> Iterator[str]:

@@ -144,6 +144,21 @@ def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
 
 
+def _disentanglement(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import disentanglement
+
+    cfg = params.section(raw, params.Disentanglement)
+    count = raw.get("representation", {}).get("segments", 0)  # of this data set; what else is there may be another's
+    whose = {"method": args.method, "seed": args.seed}
+    disentanglement.run(args.features, args.meta, args.config, cfg, args.out, count=count, **whose)
+
+
+def _disentangled(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import disentangled
+
+    disentangled.run(args.results, args.reference, args.out)
+
+
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.generation import figures
 
@@ -251,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def stage(name: str, run: Any, text: str, *, ruled: bool = True) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1, ruled=ruled)
+        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None)
         sub.add_argument(
             "--params",
             action="append",
@@ -315,6 +330,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
     sub.add_argument("--seed", type=int, help="the encoder's seed, for the record")
 
+    sub = stage("disentanglement", _disentanglement, "Score codes against known factors (docs/disentangle.md).")
+    encoder_options(sub)
+    sub.add_argument("--config", type=Path, required=True, metavar="JSON", help="config.json of the encoder")
+
+    sub = stage("disentangled", _disentangled, "Collect scores of disentanglement as CSV, Markdown and LaTeX.")
+    sub.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="scores to collect")
+    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the published numbers")
+
     sub = stage("generate", _generate, "Make the arrays behind a figure, or the numbers beside them.")
     sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "classifier", "numbers"])
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
@@ -358,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
-    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9")
+    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors")
     sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
     sub.add_argument(
         "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"

@@ -27,10 +27,12 @@ STAGE_MODULES = {
     "fewshot": "diffsiam.evaluation.fewshot",
     "probmask": "diffsiam.evaluation.probmask",
     "heads": "diffsiam.evaluation.heads",
+    "disentanglement": "diffsiam.evaluation.disentanglement",
     "generation": "diffsiam.generation.figures",
     "attributes": "diffsiam.data.scene_attributes",
     "figures": "diffsiam.report.captions",  # which stands on diffsiam.report.figures
     "numbers": "diffsiam.report.numbers",
+    "disentangled": "diffsiam.report.disentangled",
     "curve": "diffsiam.report.curve",
     "provenance": "diffsiam.report.provenance",
     "heads_table": "diffsiam.report.attributes",

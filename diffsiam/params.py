@@ -204,6 +204,27 @@ class Heads:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws of the disentanglement metrics: ``train`` and ``test`` count votes of ``batch`` draws each where a metric
+    votes, and single draws where it does not."""
+
+    variance: int
+    train: int
+    test: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentanglement:
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    draws: Draws
+    trees: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     seed: int
     count: int
@@ -286,6 +307,7 @@ SECTIONS: dict[str, type] = {
     "fewshot": FewShot,
     "probmask": ProbMask,
     "heads": Heads,
+    "disentanglement": Disentanglement,
     "generation": Generation,
     "figures": Figures,
     "runtime": Runtime,

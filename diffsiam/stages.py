@@ -41,6 +41,10 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "probmask": ("probmask", *_DEVICE),
     "heads_attributes": (*_HEADS, "heads.batch_size.attributes", "heads.choice.attributes", "heads.flip"),
     "heads_regression": (*_HEADS, "heads.batch_size.regression", "heads.choice.regression"),
+    "disentanglement": (
+        *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
+        "representation.segments",
+    ),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
@@ -52,7 +56,12 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "heads_table": ("methods", "seeds", "pretrain", *_HEADS_ON),
 }
 # Leaves that decide which jobs there are and what they are given: what is missing is made.
-JOBS = (*_EXPERIMENT, *_HEADS_ON, "generation.methods", "figures.method", "figures.datasets", "overrides")
+JOBS = (
+    *_EXPERIMENT,
+    *_HEADS_ON,
+    *("disentanglement.datasets", "disentanglement.methods"),
+    *("generation.methods", "figures.method", "figures.datasets", "overrides"),
+)
 # Leaves that no result depends on.
 UNTRACKED = ("data.root", "representation.collapse_below", "runtime.checkpoint_minutes", "runtime.tensorboard")
 

@@ -120,6 +120,19 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"probmask__attributes": attribute("CelebA", "Smilling")}, ["CelebA has no attribute 'Smilling'", "Smiling"]),
     ({"probmask__attributes": attribute("digits", "Red")}, ["digits has no attributes", "CelebA, Bedroom, sprites"]),
     ({"probmask__attributes": attribute(name="red")}, ["red of sprites stands there twice"]),
+    (
+        {"disentanglement__datasets": ["rooms", "sprites"]},
+        ["disentanglement.datasets.1: sprites has no grid", "rooms, tiles"],
+    ),
+    (
+        {"disentanglement__draws__train": 139},
+        ["draws.train: met 139", "orientation of rooms has 7 values", "least 140"],
+    ),
+    (
+        {"overrides": {"rooms": {"representation": {"segments": 1}}}},
+        ["representation.segments: met 1", "disentanglement on rooms"],
+    ),
+    ({"disentanglement__methods": ["pdae", "disdiff"]}, ["disentanglement.methods: disdiff needs", "overrides.rooms"]),
     ({"generation__ranges": spans([16, 33])}, ["generation.ranges.0.ranges.3: met [16, 33]", "32 segments"]),
     ({"generation__ranges": spans([8, 4])}, ["met [8, 4]", "the smaller first"]),
     ({"generation__ranges": spans([0, 40], dataset="CelebA")}, ["generation.ranges.1.ranges.0", "on CelebA"]),
@@ -165,6 +178,7 @@ def test_a_contradiction_is_one_line_with_its_key_the_value_met_and_those_allowe
         {"probmask__attributes": attribute(name="dark_background")},
         {"probmask__attributes": attribute("CelebA", "wearing hat")},
         {"probmask__attributes": attribute("Bedroom", "any of the user's own table")},
+        {"disentanglement__draws__train": 140},
         {"generation__ranges": spans([0, 32], [31, 32])},
         {
             "generation__ranges": spans([0, 64], dataset="CelebA"),

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from diffsiam import cli, params, runtime, schema, stages
+from diffsiam.evaluation import store
 from diffsiam.training import representation
 from diffsiam.training.methods import METHODS
 from tests.dvc.clones import MICRO, merged
@@ -30,6 +32,7 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
     },
     "runtime": MICRO["runtime"] | {"precision": "fp32"},
     "probmask": {"attributes": [{"dataset": "sprites", "name": "Red", "dims": 8}], "steps": 10},
+    "disentanglement": {"draws": {"variance": 20, "train": 140, "test": 20, "batch": 4}},
     "generation": {
         "steps": 1,
         "pairs": {"count": 1},
@@ -58,6 +61,7 @@ CODES = {  # of the methods that have any
 IDLE = {name: method.unused for name, method in METHODS.items()}
 IDLE["untrained"] += ("runtime.precision", "runtime.compile", "runtime.graph")
 IDLE |= dict.fromkeys(["denoise", "manipulation", "classifier"], ("representation.segments",))
+IDLE["disentanglement"] = ("representation.segments",)  # read, but of no section: the rest of it is not of the job
 
 
 @contextmanager
@@ -159,6 +163,15 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         with of(f"heads_{protocol}"):
             whose = ["--method", "diffsiam_hier", "--seed", "0", "--out", at / f"{protocol}.json"]
             commands.run("heads", protocol, "--features", at / "ema.npz", "--data", at / "data", *whose)
+    with of("disentanglement"):
+        cells = np.random.default_rng(0).normal(size=(6, 32))
+        store.write(at / "cells.npz", cells, np.zeros(6, int), cells[:1], np.zeros(1, int))
+        meta = {"dataset": "rooms", "classes": ["all"], "metric": "accuracy", "image_size": 8, "splits": {"val": [0]}}
+        meta |= {"counts": {"train": 6, "test": 1}, "grid": {"names": ["a", "b"], "sizes": [2, 3]}}
+        runtime.write_json(at / "grid.json", meta)
+        whose = ["--method", "diffsiam_hier", "--seed", "0", "--config", trained / "config.json"]
+        where = ["--features", at / "cells.npz", "--meta", at / "grid.json", "--out", at / "scores.json"]
+        commands.run("disentanglement", *where, *whose)
     with of("probmask"):
         commands.run("probmask", "--encoder", ema, "--data", at / "data", "--out", at / "probmask")
     networks = ["--data", at / "data", "--diffusion", at / "dm", "--representation", trained]

@@ -69,7 +69,7 @@ def run(
     caption = (
         f"Attributes and continuous labels by one linear layer on frozen features of encoders trained on {pretrain}."
     )
-    blocks, footnote = [(None, shape(frame))], " ".join([*tables.encoders(configs), note(found)])
+    blocks, footnote = [("", shape(frame))], " ".join([*tables.encoders(configs), note(found)])
     runtime.write_text(out.with_suffix(".md"), tables.markdown(caption, blocks, footnote) + _differences(differences))
     runtime.write_text(out.with_suffix(".tex"), tables.latex(caption, blocks, footnote))
 

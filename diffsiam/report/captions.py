@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam import runtime
+from diffsiam.report import factors
 from diffsiam.report.figures import Inputs, manipulated, method_title, training_history
 
 
 def write(number: str, inputs: Inputs, out: Path) -> None:
     """Write what this run's figure ``number`` shows to ``out``, reStructuredText."""
-    runtime.write_text(out, f"**This run** ({inputs.dataset}): {SHOWS[number](inputs)}\n")
+    runtime.write_text(out, f"**This run** ({inputs.dataset}): {(SHOWS | OWN)[number](inputs)}\n")
 
 
 def change(images: np.ndarray, reference: np.ndarray) -> float:
@@ -103,3 +104,4 @@ SHOWS: dict[str, Callable[[Inputs], str]] = {
     "4_8": _shapes,
     "4_9": _loss,
 }
+OWN: dict[str, Callable[[Inputs], str]] = {"factors": lambda inputs: factors.shows(factors.read(inputs.files))}

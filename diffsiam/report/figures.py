@@ -51,14 +51,14 @@ def run(number: str, inputs: Inputs, out: Path) -> None:
     """Draw one figure.
 
     Args:
-        number: "1_1", "3_1", "4_1" to "4_9".
+        number: "1_1", "3_1", "4_1" to "4_9", or a word of `OWN`.
         out: the .png; the .pdf is written beside it.
     Raises:
         UserError: no such figure; an input is missing or is not what this figure is drawn from.
     """
-    if number not in FIGURES:
-        raise UserError(f"figure {number!r}: no such figure. Figures: {', '.join(FIGURES)}.")
-    save(FIGURES[number](inputs), out)
+    if number not in (known := FIGURES | OWN):
+        raise UserError(f"figure {number!r}: no such figure. Figures: {', '.join(known)}.")
+    save(known[number](inputs), out)
 
 
 def _load(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
@@ -278,6 +278,12 @@ def _strategies(inputs: Inputs) -> Figure:
     return drawings.strategies(inputs.dataset, record["dim"], record["segments"])
 
 
+def _factors(inputs: Inputs) -> Figure:
+    from diffsiam.report import factors
+
+    return factors.draw(factors.read(inputs.files))
+
+
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "1_1": denoise,
     "3_1": _architecture,
@@ -291,3 +297,5 @@ FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "4_8": _strategies,
     "4_9": loss,
 }
+# Not the thesis's: files are named by the word alone.
+OWN: dict[str, Callable[[Inputs], Figure]] = {"factors": _factors}

@@ -12,6 +12,8 @@ from diffsiam import runtime
 from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
+Rows = list[tuple[str, list[tuple[str, bool]]]]  # title, cells, and whether a cell is the best; the head first
+
 _KEYS = {"4_1": ["method", "dataset"], "4_2": ["shots", "method", "dataset"]}
 _NETWORKS = {"resnet10": "ResNet-10", "conv": "DisDiff's convolutions"}  # of `diffsiam.models.encoder.build`
 
@@ -32,8 +34,10 @@ def run(
     rows = [row for result in found for row in _ROWS[table](result)]
     frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
-    blocks = [(None, frame)] if table == "4_1" else [(c, part) for c, part in frame.groupby("shots", sort=False)]
-    shaped = [(shots, _shape(part, datasets)) for shots, part in blocks]
+    blocks = (
+        [("", frame)] if table == "4_1" else [(f"{c}-shot", part) for c, part in frame.groupby("shots", sort=False)]
+    )
+    shaped = [(title, _shape(part, datasets)) for title, part in blocks]
     caption, note = _CAPTIONS[table](found), " ".join([_footnote(configs, frame), *scaling(found)])
     with runtime.atomic(out) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.4f")
@@ -101,7 +105,7 @@ def cell(
     return text + (f" ({spread:.{decimals}f})" if spread is not None and pd.notna(spread) else "")
 
 
-def _shape(frame: pd.DataFrame, datasets: list[str]) -> list[tuple[str, list[tuple[str, bool]]]]:
+def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
     """Rows (title, cells) in the thesis's shape: a cell is its text and whether it is its column's best.
 
     With several seeds an interval is the mean of the seeds' own, and the spread of "Avg." that of the seeds' averages.
@@ -174,12 +178,11 @@ def scaling(results: Sequence[dict[str, Any]]) -> list[str]:
     return [f"Features scaled to a mean norm of {' or '.join(sorted(to))} (fewshot.normalize: norm)."] if to else []
 
 
-def markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
-    """A caption, a table for each block and a note. A block is its number of shots, or None where there is but one, and
-    rows of a title and cells, the head first; a cell is its text and whether it is its column's best."""
+def markdown(caption: str, blocks: Sequence[tuple[str, Rows]], note: str) -> str:
+    """Tables one below the other, each under its title where it has one."""
     out = [f"**{caption}**", ""]
-    for shots, (head, *rows) in blocks:
-        out += [f"{shots}-shot", ""] if shots is not None else []
+    for above, (head, *rows) in blocks:
+        out += [above, ""] if above else []
         out += ["| " + " | ".join([head[0], *(text for text, _ in head[1])]) + " |"]
         out += ["|---|" + "---:|" * len(head[1])]
         out += [
@@ -190,11 +193,11 @@ def markdown(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str
     return "\n".join([*out, note, ""])
 
 
-def latex(caption: str, blocks: Sequence[tuple[Any, list]], note: str) -> str:
-    """What `markdown` writes, in LaTeX."""
+def latex(caption: str, blocks: Sequence[tuple[str, Rows]], note: str) -> str:
+    """The same in LaTeX."""
     out = [r"\begin{table}", r"\centering", f"\\caption{{{_tex(caption)}}}"]
-    for shots, (head, *rows) in blocks:
-        out += [f"\\par\\medskip {shots}-shot\\par"] if shots is not None else []
+    for above, (head, *rows) in blocks:
+        out += [f"\\par\\medskip {_tex(above)}\\par"] if above else []
         out += [f"\\begin{{tabular}}{{l{'r' * len(head[1])}}}", r"\hline"]
         out += [" & ".join(["", *(_tex(text) for text, _ in head[1])]) + r" \\ \hline"]
         out += [

@@ -32,6 +32,7 @@ MICRO = {
     "fewshot": {"episodes": 20, "shots": [1, 2], "epochs": 2},
     "linear": {"penalties": 3},
     "heads": {"regression_on": [], "epochs": 1, "bootstrap": 2},
+    "disentanglement": {"datasets": []},
     "runtime": {"threads": 1},
 }
 

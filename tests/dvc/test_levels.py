@@ -22,6 +22,8 @@ from tests.dvc.clones import Clone, closure
 
 JOBS = Path(__file__).parent / "jobs.py"
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
+FACTORS = {"dataset": "datasets", "pretrain": "datasets", "method": "methods"}  # the same, of disentanglement
+BETWEEN = ("diffusion", "representation", "features")
 LISTS = {"dataset": "transfer", "seed": "seeds", "method": "methods"}  # wildcard: the list that its values come from
 
 
@@ -33,6 +35,8 @@ def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clon
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
     clone.edit("heads.regression_on", ["sprites"])
+    clone.edit("disentanglement.datasets", ["rooms"])
+    clone.edit("disentanglement.methods", ["pdae", "diti", "diffsiam_hier"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
     return clone
 
@@ -113,8 +117,13 @@ def differences(clone: Clone) -> list[str]:
 
 def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, tuple[set[str], set[str]]]:
     """Outs, deps and params: what the jobs of a stage ask for, and what the stage has."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    factors = params["disentanglement"]["datasets"]
+    # What lies between factor data and its table is kept by no stage.
+    between = tuple(f"results/{level}/{name}/" for level in BETWEEN for name in factors if name != params["pretrain"])
     outputs = {file for job in jobs for file in job["output"]}
     inputs = {file for job in jobs for file in job["input"]} - outputs
+    outputs = {file for file in outputs if not file.startswith(between)}
     # What the planning process remembers of sources, which DVC sees as files.
     inputs |= {
         f"{MEMORY}/{job['rule']}/{next(iter(job['wildcards'].values()))}.json"
@@ -131,14 +140,16 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     modules = {m for level in digest.STAGE_MODULES if digest.digest(level) in codes for m in digest.modules(level)}
     files = {str(digest.source(m).relative_to(digest.PACKAGE.parent)) for m in modules} | {job["file"] for job in jobs}
 
-    params = yaml.safe_load((root / "params.yaml").read_text())
     own = {leaf for job in jobs for leaf in leaves(json.loads(job["params"].get("own", "{}")))}
     if any(job["rule"] == "diffusion" for job in jobs):  # by diffusion.source, which DVC does not look at
         own |= set().union(*(leaves(share(params, source, "")) for source in ("pretrain", "fetch")))
-    values = {(key, value) for job in jobs for key, value in job["wildcards"].items()}
+    scored = [job["wildcards"] for job in jobs if {*job["wildcards"].values()} & {*factors}]
+    values = {(key, value) for job in jobs for key, value in job["wildcards"].items() if job["wildcards"] not in scored}
     lists = {LISTS[key] for key, value in values if key in LISTS and value not in "/".join(outs).split("/")}
     if any(key == "dataset" and value not in params["transfer"] for key, value in values):
         lists |= {"pretrain", "heads.attributes_on", "heads.regression_on"}
+    lists |= {f"disentanglement.{FACTORS[key]}" for wildcards in scored for key in wildcards if key in FACTORS}
+    lists |= {LISTS[key] for wildcards in scored for key in wildcards if key == "seed"}
     return {
         "outs": ({covering(file, outs) for file in outputs}, outs),
         "deps": ({covering(file, deps) for file in inputs} | files, deps),

@@ -17,7 +17,7 @@ from tests.dvc.clones import Clone, closure, merged, working_tree
 from tests.test_params import leaves
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "attributes_tables")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -28,6 +28,7 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
             {"dataset": "CelebA", "name": "Smiling", "dims": 16},
         ]
     },
+    "disentanglement": {"methods": ["untrained", "pdae"]},
     "generation": {
         "methods": ["pdae", "diti", "diffsiam_hier"],
         "ranges": [
@@ -86,6 +87,10 @@ VALUES: dict[str, Any] = {
     "heads.regression_on": ["LFW"],
     "heads.choice.attributes": "last",
     "heads.choice.regression": "val",
+    "disentanglement.datasets": ["rooms", "tiles"],
+    "disentanglement.methods": ["untrained", "diti"],
+    "disentanglement.metrics": ["mig"],
+    "disentanglement.trees": "sklearn",
     "generation.methods": ["pdae", "diffsiam_hier"],
     "generation.solver": "ddim",
     "generation.inversion": "frozen",
@@ -161,6 +166,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return rest, ()
         case "pixel":
             return "classifier", ()
+        case "disentangle":
+            return "disentanglement", ()
         case "table4" | "summary" | "provenance":
             return "tables", ()
     return "figure4_2" if job["rule"] == "fig4_2" else "figure", ()

@@ -3,15 +3,18 @@
 from snakemake.io import strip_wildcard_constraints
 
 LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
-PREPARED = sorted({config["pretrain"], *config["transfer"], *HEADS_ON["attributes"], *HEADS_ON["regression"]})
+DATA_SETS = {config["pretrain"], *config["transfer"], *config["disentanglement"]["datasets"]}
+DATA_SETS = sorted(DATA_SETS.union(HEADS_ON["attributes"], HEADS_ON["regression"]))
+# Where the tables' encoders are scored against factors, too, their features lie in the same folder.
+SCORED = [name for name in config["disentanglement"]["datasets"] if name == config["pretrain"]]
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
 
 
 # Takes the fingerprints of all sources that the data sets and the diffusion model are made of, and makes nothing.
 rule sources:
     params:
-        [data_seen(name) for name in PREPARED],
-        diffusion_seen(config["pretrain"]),
+        [data_seen(name) for name in DATA_SETS],
+        [diffusion_seen(name) for name in [config["pretrain"], *config["disentanglement"]["datasets"]]],
 
 
 localrules:
@@ -20,7 +23,7 @@ localrules:
 
 rule data_sets:
     input:
-        expand(LEAVES["data"], dataset=PREPARED),
+        expand(LEAVES["data"], dataset=DATA_SETS),
 
 
 rule diffusion_model:
@@ -42,4 +45,13 @@ for name in config["methods"]:
             name:
                 f"{level}@{name}"
             input:
-                expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"]),
+                expand(LEAVES[level], **EVERY, method=name, dataset=config["transfer"] + (SCORED if level == "features" else [])),
+
+
+for name in config["disentanglement"]["datasets"]:
+
+    rule:
+        name:
+            f"disentanglement@{name}"
+        input:
+            expand(SCORES, pretrain=name, method=FACTORS["method"], seed=config["seeds"]),

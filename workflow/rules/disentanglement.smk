@@ -1,0 +1,85 @@
+# Codes against known factors: encoders trained on each data set of disentanglement.datasets, by disentanglement.methods.
+SCORES = "results/disentanglement/{pretrain}/{method}/seed{seed}.json"
+FACTORS = {"pretrain": config["disentanglement"]["datasets"], "method": config["disentanglement"]["methods"]}
+
+
+rule disentangle:
+    input:
+        features="results/features/{pretrain}/{method}/seed{seed}/{pretrain}.npz",
+        meta="results/data/{pretrain}/meta.json",
+        config=f"{ENCODER}/config.json",
+    output:
+        SCORES,
+    params:
+        own=own("disentanglement"),
+        code=digest.digest("disentanglement"),
+    log:
+        "results/logs/disentanglement/{pretrain}/{method}/seed{seed}.log",
+    benchmark:
+        "results/timings/disentanglement/{pretrain}/{method}/seed{seed}.tsv"
+    threads: THREADS  # factors side by side
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    shell:
+        "diffsiam disentanglement --features {input.features} --meta {input.meta} --config {input.config} --out {output} "
+        "--method {wildcards.method} --seed {wildcards.seed} --params {params.own:q} 2>&1 | tee {log}"
+
+
+rule table_disentanglement:
+    input:
+        results=expand(SCORES, **FACTORS, seed=config["seeds"]),
+        reference=str(HERE / "workflow/reference/disdiff_tables.csv"),
+    output:
+        csv=report("results/table_disentanglement.csv", caption="../report/table_disentanglement.rst", category="Tables"),
+        md="results/table_disentanglement.md",
+        tex="results/table_disentanglement.tex",
+    params:
+        code=digest.digest("disentangled"),
+    log:
+        "results/logs/table_disentanglement.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam disentangled --results {input.results} --reference {input.reference:q} --out {output.csv} "
+        "--params '{{}}' 2>&1 | tee {log}; cat {output.md}"
+
+
+# The first seed's: what a code carries is not the same code's from seed to seed.
+rule figure_factors:
+    input:
+        expand(SCORES, **FACTORS, seed=config["seeds"][0]),
+    output:
+        png=report(
+            "results/figures/factors.png",
+            caption="../report/factors.rst",
+            category="Figures",
+            labels={"figure": "factors", "data set": ", ".join(FACTORS["pretrain"])},
+        ),
+        pdf="results/figures/factors.pdf",
+        shows="results/figures/factors.rst",
+    params:
+        code=digest.digest("figures"),
+        dataset=", ".join(FACTORS["pretrain"]),
+        files=lambda wildcards, input: [f"{file}={file}" for file in input],
+    log:
+        "results/logs/figures/factors.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam figure factors --dataset {params.dataset:q} --input {params.files} --out {output.png} "
+        "--params '{{}}' 2>&1 | tee {log}"
+
+
+rule disentanglement:
+    input:
+        rules.table_disentanglement.output,
+        rules.figure_factors.output if FACTORS["pretrain"] else [],
+
+
+localrules:
+    table_disentanglement,
+    figure_factors,
+    disentanglement,
