@@ -36,7 +36,7 @@ def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
     rules = (
         *(_own, _image_sizes, _codes, _unets, _classes, _validation, _attributes),
-        *(_disentanglement, _ranges, _figures, _pairs),
+        *(_heads, _disentanglement, _ranges, _figures, _pairs),
     )
     return [line for rule in rules for line in rule(raw, of)]
 
@@ -251,6 +251,25 @@ def _attributes(raw: Raw, of: Of) -> Iterator[str]:
             yield f"{where}.dataset: {name} has no attributes. Those with attributes: {having}."
         elif known and plain(row["name"]) not in map(plain, known):
             yield f"{where}.name: {name} has no attribute {row['name']!r}. There are: {', '.join(known)}."
+
+
+def _heads(raw: Raw, of: Of) -> Iterator[str]:
+    """Heads are on labels that there are, of images that the encoders of the tables take."""
+    rows = sources.table(raw["datasets"])
+    labelled = {
+        "attributes_on": ("attributes", [name for name, row in rows.items() if row.attributes]),
+        "regression_on": ("continuous labels", [name for name, row in rows.items() if row.targets]),
+    }
+    size = of(raw["pretrain"])["data"]["image_size"]
+    for key, (what, known) in labelled.items():
+        for name in raw["heads"][key]:
+            if name not in known:
+                yield f"heads.{key}: {name} has no {what}. Those with {what}: {', '.join(known)}."
+            elif (own := of(name)["data"]["image_size"]) != size:
+                yield (
+                    f"heads.{key}: images of {name} are {own}x{own}, those of {raw['pretrain']}, which encoders are "
+                    f"trained on, {size}x{size}. Give both one size in overrides, or leave {name} out."
+                )
 
 
 def _disentanglement(raw: Raw, of: Of) -> Iterator[str]:

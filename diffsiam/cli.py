@@ -1,4 +1,5 @@
-"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too."""
+"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too. It is long
+because the stages are many: a function and a few arguments for each."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import features
 
     cfg, rt = params.section(raw, params.Features), params.section(raw, params.Runtime)
-    features.run(args.encoder, args.data, cfg, rt, args.out)
+    features.run(args.encoder, args.data, cfg, rt, args.out, mirror=args.mirror)
 
 
 def _linear(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -135,6 +136,13 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
     which = {"attribute": args.attribute, "dims": args.dims}
     probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
+
+
+def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import heads
+
+    cfg, whose = params.section(raw, params.Heads), {"method": args.method, "seed": args.seed}
+    heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
 
 
 def _disentanglement(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -183,15 +191,18 @@ def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
 
 
 def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import tables
+    from diffsiam.report import attributes, tables
 
-    reference = args.reference or _thesis(args.table)
+    if args.table == "attributes":
+        reference = args.reference or _reference("diti_attributes.csv")
+        return attributes.run(args.results, args.meta, args.config, reference, args.pretrain, args.out)
+    reference = args.reference or _reference(f"thesis_table{args.table}.csv")
     tables.run(args.table, args.results, args.meta, args.config, reference, args.out)
 
 
-def _thesis(table: str) -> Path:
-    """The thesis's numbers, as they come with the package."""
-    return schema.WORKFLOW / "reference" / f"thesis_table{table}.csv"
+def _reference(file: str) -> Path:
+    """Published numbers, as they come with the package."""
+    return schema.WORKFLOW / "reference" / file
 
 
 def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -220,7 +231,7 @@ def _named(text: str) -> tuple[str, Path]:
 def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import summary
 
-    references = args.reference or [_thesis(table) for table in ("4_1", "4_2")]
+    references = args.reference or [_reference(f"thesis_table{table}.csv") for table in ("4_1", "4_2")]
     summary.run(args.linear, args.fewshot, references, args.pretrain, args.out)
 
 
@@ -315,6 +326,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="weights, beside their config.json")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
 
+    sub.add_argument("--mirror", action="store_true", help="add those of the train images' mirror images, for heads")
+
     encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
     encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
 
@@ -323,6 +336,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
     sub.add_argument("--dims", type=int, default=16, metavar="D", help="its dimensions (default: 16)")
+
+    sub = stage("heads", _heads, "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
+    sub.add_argument("protocol", choices=["attributes", "regression"])
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with such labels")
+    sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the floor of the pixels")
+    sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
+    sub.add_argument("--seed", type=int, help="the encoder's seed, for the record")
 
     sub = stage("disentanglement", _disentanglement, "Score codes against known factors (docs/disentangle.md).")
     encoder_options(sub)
@@ -364,14 +384,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
     trained_options(sub)
 
-    sub = stage("table", _table, "Collect results into Table 4.1 or 4.2 as CSV, Markdown and LaTeX.")
-    sub.add_argument("table", choices=["4_1", "4_2"])
+    sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
+    sub.add_argument("table", choices=["4_1", "4_2", "attributes"])
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results to collect")
     sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
-    sub.add_argument("--reference", type=Path, metavar="CSV", help="the thesis's numbers (default: the package's)")
+    sub.add_argument("--reference", type=Path, metavar="CSV", help="published numbers (default: the package's)")
+    sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors")

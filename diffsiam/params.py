@@ -1,5 +1,6 @@
 """The experiment's parameters: typed dataclasses. Values are checked by `diffsiam.schema`, and by `diffsiam.checks`
-where a schema has no words for it. Which results depend on which of them: `diffsiam.stages`."""
+where a schema has no words for it. Which results depend on which of them: `diffsiam.stages`. It is long
+because the sections are many."""
 
 from __future__ import annotations
 
@@ -178,6 +179,32 @@ class ProbMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadBatchSize:
+    attributes: int
+    regression: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadChoice:
+    attributes: str
+    regression: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    attributes_on: tuple[str, ...]
+    regression_on: tuple[str, ...]
+    epochs: int
+    learning_rate: float
+    batch_size: HeadBatchSize
+    shuffle: bool
+    flip: float
+    choice: HeadChoice
+    bootstrap: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Draws:
     """Draws of the disentanglement metrics: ``train`` and ``test`` count votes of ``batch`` draws each where a metric
     votes, and single draws where it does not."""
@@ -280,6 +307,7 @@ SECTIONS: dict[str, type] = {
     "linear": Linear,
     "fewshot": FewShot,
     "probmask": ProbMask,
+    "heads": Heads,
     "disentanglement": Disentanglement,
     "generation": Generation,
     "figures": Figures,

@@ -19,6 +19,8 @@ _SAMPLING = tuple(
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
 _RANGES = ("generation.ranges", "representation.segments")
+_HEADS = tuple(f"heads.{name}" for name in ("epochs", "learning_rate", "shuffle", "bootstrap", "seed"))
+_HEADS_ON = ("heads.attributes_on", "heads.regression_on")
 _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
@@ -37,6 +39,8 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_DEVICE),
+    "heads_attributes": (*_HEADS, "heads.batch_size.attributes", "heads.choice.attributes", "heads.flip"),
+    "heads_regression": (*_HEADS, "heads.batch_size.regression", "heads.choice.regression"),
     "disentanglement": (
         *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
         "representation.segments",
@@ -49,10 +53,12 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "figure": (),
     "figure4_2": ("figures.early_middle_late",),
     "tables": _EXPERIMENT,
+    "heads_table": ("methods", "seeds", "pretrain", *_HEADS_ON),
 }
 # Leaves that decide which jobs there are and what they are given: what is missing is made.
 JOBS = (
     *_EXPERIMENT,
+    *_HEADS_ON,
     *("disentanglement.datasets", "disentanglement.methods"),
     *("generation.methods", "figures.method", "figures.datasets", "overrides"),
 )

@@ -21,7 +21,7 @@ COMMAND = ["features", "--encoder", "e.safetensors", "--data", "data", "--out", 
 
 
 def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
-    def run(*args: object) -> None:
+    def run(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(features, "run", run)
@@ -85,7 +85,7 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     seen: list[str | None] = []
-    monkeypatch.setattr(features, "run", lambda *args: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr(features, "run", lambda *args, **options: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     assert cli.main(COMMAND) == 0
     assert seen == [expected]

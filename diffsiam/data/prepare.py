@@ -51,9 +51,10 @@ def run(
             place of the train images of a data set too large for an array (`diffsiam.data.images`).
         labels_train.npy, labels_test.npy: int64, (N,).
         attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A); A is 0 where the source has no attributes.
+        targets_train.npy, targets_test.npy: float32, (N, T), continuous labels; T is 0 where the source has none.
         meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
-            source, broken (names of images left out), sha256 of every array file; of a grid of factors also grid:
-            names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
+            targets, source, broken (names of images left out), sha256 of every array file; of a grid of factors also
+            grid: names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
     ``val_fraction`` of train. Of a grid of factors train is the whole grid in its order, and test some of it
@@ -103,7 +104,9 @@ def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
         case "absent":
             published_grids.check_packages(row)
             download.fetch(row, root)
-    return published_grids.read(row, root) if row.factors else published.read(row, root, cfg.split_seed)
+    if row.factors:
+        return published_grids.read(row, root)
+    return published.read(row, root, cfg.split_seed, cfg.image_size)
 
 
 def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         splits["test"] = drawn(row, folder / "images_train.npy", cfg.split_seed)
     else:
         splits["test"] = source.splits["test"]
-    arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}}
+    arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}, "targets": {}}
     kept: dict[str, np.ndarray] = {}
     broken: list[str] = []
     for part, split in splits.items():
@@ -123,8 +126,9 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         _check_broken(row.name, part, source, split, left_out, cfg.max_broken)
         broken += [split.names[i] for i in left_out]
         arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
-        rows = np.zeros((len(split), 0), np.uint8) if split.attributes is None else split.attributes
-        arrays["attributes"][part] = rows[kept[part]]
+        none = np.zeros((len(split), 0))
+        for kind, rows, dtype in (("attributes", split.attributes, np.uint8), ("targets", split.targets, np.float32)):
+            arrays[kind][part] = (none if rows is None else rows)[kept[part]].astype(dtype)
     for kind, parts in arrays.items():
         for part, array in parts.items():
             np.save(folder / f"{kind}_{part}.npy", array)
@@ -136,6 +140,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "counts": {part: len(indices) for part, indices in kept.items()},
         "splits": {"val": _validation(row, source, kept["train"], arrays["labels"]["train"], cfg)},
         "attributes": list(source.attributes),
+        "targets": list(source.targets),
         "source": dict(source.origin),
         "broken": broken,
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
@@ -156,6 +161,7 @@ def joined(splits: Mapping[str, Split]) -> Split:
         np.concatenate([train.labels, val.labels]),
         lambda i: train.load(i) if i < n else val.load(i - n),
         None if train.attributes is None else np.concatenate([train.attributes, val.attributes]),
+        None if train.targets is None else np.concatenate([train.targets, val.targets]),
     )
 
 

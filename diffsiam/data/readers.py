@@ -33,12 +33,14 @@ class Split:
         load: the i-th image, RGB; safe to call from several threads. What it raises on a bad file,
             `diffsiam.data.images.attempt` turns into a cause.
         attributes: uint8 in {0, 1}, (N, A), where the source has attributes.
+        targets: float32, (N, T), where the source has continuous labels.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     load: Callable[[int], Image.Image]
     attributes: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,12 +49,13 @@ class Split:
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A data set that was found: its class names, its splits (train, test and, where it has one, val; of a grid of
-    factors train alone), what meta.json says about its origin, and the names of its attributes."""
+    factors train alone), what meta.json says about its origin, the names of its attributes and continuous labels."""
 
     classes: Sequence[str]
     splits: Mapping[str, Split]
     origin: Mapping[str, Any]
     attributes: Sequence[str] = ()
+    targets: Sequence[str] = ()
 
 
 def files(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> Split:

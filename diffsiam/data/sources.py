@@ -80,10 +80,11 @@ class DataSet:
     counts are 0: they are not known beforehand.
 
     ``streamed``: its train images are decoded as they are used, never copied to an array. ``attributes``: their names,
-    as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``test_sizes``: test images of
-    each class, of an embedded data set. ``factors``: name and number of values of each factor, the slowest first, of a
-    data set that holds one image of every combination, in order (`diffsiam.data.grid`); train is then all of it, and
-    test, for figures, a part.
+    as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``mirror``: mirror images have
+    the same attributes. ``targets``: it has continuous labels. ``test_sizes``: test images of each class, of an
+    embedded data set. ``factors``: name and number of values of each factor, the slowest first, of a data set that
+    holds one image of every combination, in order (`diffsiam.data.grid`); train is then all of it, and test, for
+    figures, a part.
     """
 
     name: str
@@ -96,6 +97,8 @@ class DataSet:
     streamed: bool = False
     pseudo_labels: bool = False
     attributes: tuple[str, ...] = ()
+    mirror: bool = False
+    targets: bool = False
     test_sizes: tuple[int, ...] = ()
     factors: tuple[tuple[str, int], ...] = ()
     own: Own | None = None
@@ -234,6 +237,15 @@ _SPRITES_ATTRIBUTES = (
 )
 _FFHQ = (Archive("ffhq", "", (), None, None, None),)  # a folder of its PNG files, of any size
 
+# LFW's server is gone; the checksums are those that torchvision keeps. Attributes: Kumar et al. 2009.
+_LFW_ATTRIBUTES = "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt"
+_LFW = (
+    Archive("lfw-funneled.tgz", "lfw-py", ("lfw_funneled",), None, "md5:1b42dfed7d15c9b2dd63d5e5840c86ad", 243),
+    Archive("peopleDevTrain.txt", "lfw-py", (), None, "md5:54eaac34beb6d042ed3a7d883e247a21", 1),
+    Archive("peopleDevTest.txt", "lfw-py", (), None, "md5:e4bf5be0a43b5dcd9dc5ccfcb8fb19c5", 1),
+    Archive("lfw_attributes.txt", "lfw-py", (), _LFW_ATTRIBUTES, None, 10),
+)
+
 
 def _lsun(part: str, megabytes: int) -> Archive:
     name = f"bedroom_{part}_lmdb"
@@ -310,7 +322,14 @@ DATASETS: dict[str, DataSet] = {
         DataSet("Pets", 37, 3_680, 3_669, "mean_per_class", archives=_PETS),
         DataSet("SUN", 397, 19_850, 19_850, archives=_SUN),
         DataSet(
-            "CelebA", 1, 182_637, 19_962, own_val=True, archives=_CELEBA, attributes=tuple(_CELEBA_ATTRIBUTES.split())
+            "CelebA",
+            1,
+            182_637,
+            19_962,
+            own_val=True,
+            archives=_CELEBA,
+            attributes=tuple(_CELEBA_ATTRIBUTES.split()),
+            mirror=True,
         ),
         DataSet("FFHQ", 1, 60_000, 10_000, archives=_FFHQ),
         DataSet(
@@ -322,9 +341,10 @@ DATASETS: dict[str, DataSet] = {
             streamed=True,
             pseudo_labels=True,
         ),
+        DataSet("LFW", 1, 9_525, 3_708, archives=_LFW, targets=True),  # less the few images without attributes
         DataSet("digits", 10, 1_198, 599, test_sizes=(59, 61, 59, 61, 60, 61, 60, 60, 58, 60)),
         DataSet("photos", 10, 1_000, 500, test_sizes=(50,) * 10),
-        DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, test_sizes=(150,) * 6),
+        DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, targets=True, test_sizes=(150,) * 6),
         _grid(
             "Shapes3D",
             (("floor hue", 10), ("wall hue", 10), ("object hue", 10), ("scale", 8), ("shape", 4), ("orientation", 15)),

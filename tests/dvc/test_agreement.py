@@ -12,22 +12,24 @@ import yaml
 
 from tests.dvc.clones import Clone, closure, level, ran
 
-ORDER = ["data", "diffusion", "representation", "features", "linear", "fewshot", "tables"]
+ORDER = ["data", "diffusion", "representation", "features", "linear", "fewshot", "heads", "tables"]
 AFTER_FEATURES = {"features", "linear", "fewshot", "tables"}
+AFTER_TRAINING = AFTER_FEATURES | {"heads"}
 EDITS = [  # leaf, its new value, levels behind it
     ("pretrain", "photos", set(ORDER)),
     ("data.split_seed", 1, set(ORDER)),
     ("diffusion.learning_rate", 0.001, set(ORDER) - {"data"}),
     ("diffusion.unet.dropout", 0.2, set(ORDER) - {"data"}),
-    ("representation.diffusion_weight", 50.0, AFTER_FEATURES | {"representation"}),
-    ("features.batch_size", 64, AFTER_FEATURES),
+    ("representation.diffusion_weight", 50.0, AFTER_TRAINING | {"representation"}),
+    ("features.batch_size", 64, AFTER_TRAINING),
     ("linear.penalties", 4, {"linear", "tables"}),
     ("fewshot.episodes", 21, {"fewshot", "tables"}),
+    ("heads.epochs", 2, {"heads"}),
     ("runtime.precision", "fp32", set(ORDER) - {"data"}),
     ("runtime.checkpoint_minutes", 1, set()),
     ("data.root", "elsewhere", set()),
-    ("seeds", [0, 1], AFTER_FEATURES | {"representation"}),
-    ("methods", ["simsiam", "diffsiam_hier"], AFTER_FEATURES | {"representation"}),
+    ("seeds", [0, 1], AFTER_TRAINING | {"representation"}),
+    ("methods", ["simsiam", "diffsiam_hier"], AFTER_TRAINING | {"representation"}),
 ]
 
 
@@ -59,7 +61,7 @@ def changed_levels(clone: Clone) -> set[str]:
 
 def planned_levels(clone: Clone) -> set[str]:
     """Levels with jobs in ``snakemake -n``."""
-    return {level(rule) for rule in clone.planned("tables", "metrics")}
+    return {level(rule) for rule in clone.planned("tables", "metrics", "attributes_tables")}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.dvc.clones import Clone, closure, merged, working_tree
 from tests.test_params import leaves
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "disentanglement")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -89,6 +89,10 @@ VALUES: dict[str, Any] = {
         {"dataset": "sprites", "name": "Blue", "dims": 16},
         EXPERIMENT["probmask"]["attributes"][1],
     ],
+    "heads.attributes_on": ["CelebA"],
+    "heads.regression_on": ["LFW"],
+    "heads.choice.attributes": "last",
+    "heads.choice.regression": "val",
     "disentanglement.datasets": ["rooms", "tiles"],
     "disentanglement.methods": ["untrained", "diti"],
     "disentanglement.metrics": ["mig"],
@@ -153,6 +157,8 @@ def another(value: Any) -> Any:
 def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The row of `diffsiam.stages` that a job's rule records, and the leaves that its method leaves unused."""
     first, _, rest = job["rule"].partition("_")
+    if job["rule"] == "heads_features":
+        return "features", ()
     match first:
         case "diffusion":
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
@@ -160,6 +166,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return "representation" if METHODS[rest].trained else "untrained", METHODS[rest].unused
         case "data" | "features" | "linear" | "fewshot" | "probmask":
             return first, ()
+        case "heads":
+            return f"heads_{rest.removeprefix('floors_')}", ()
         case "generate":
             return rest, ()
         case "pixel":
