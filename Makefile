@@ -2,18 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS := $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder  # tests/conftest.py divides them
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+ENGINE ?= $(firstword $(notdir $(shell command -v podman docker)) podman)
+# uv where it is there, which installs the same in a fraction of the time.
+INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/pip install --quiet)
 READY := .venv/.ready
 DOCS := .venv/.docs
 
-.PHONY: table test test-fast lint docs bench restore merge
+.PHONY: table test test-fast lint docs bench lock container restore merge
 .DEFAULT_GOAL := table
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; this is $$($(PYTHON) --version). Use make PYTHON=/path/to/python."; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(INSTALL) --require-hashes --requirement requirements.lock
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 table: $(READY)  ## both tables, at the scale of params.yaml
@@ -33,7 +37,8 @@ lint: $(READY)  ## style and types
 	$(BIN)/snakemake --lint
 
 $(DOCS): $(READY)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	sed '/--hash/d; s/ \\$$//' requirements.lock > .venv/versions.txt  # pip would ask for hashes of all that docs adds
+	$(INSTALL) --constraint .venv/versions.txt --editable '.[docs]'
 	touch $@
 
 docs: $(DOCS)  ## the site of these pages, into site/; a broken link fails
@@ -42,6 +47,17 @@ docs: $(DOCS)  ## the site of these pages, into site/; a broken link fails
 bench: $(READY)  ## speed as ratios, into results/benchmarks.csv; of a GPU, where there is one, into docs/measured/gpu
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.bench_gpu
+
+lock:  ## requirements.lock anew, with uv: versions that it has stay where they fit; --upgrade-package NAME moves one
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
+		--no-annotate --custom-compile-command 'make lock' --output-file requirements.lock $(LOCK) pyproject.toml
+
+container:  ## resources/diffsiam-<version>.sif, which Snakemake's jobs run in where they are told to (docs/container.md)
+	$(ENGINE) build --file Containerfile --tag diffsiam:$(VERSION) .
+	mkdir -p resources
+	$(ENGINE) save --output resources/diffsiam-$(VERSION).tar diffsiam:$(VERSION)
+	apptainer build --force resources/diffsiam-$(VERSION).sif docker-archive:resources/diffsiam-$(VERSION).tar
+	rm resources/diffsiam-$(VERSION).tar
 
 restore: $(READY)  ## take over results that are here without Snakemake's records (docs/dvc.md)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash workflow/scripts/restore.sh

@@ -1,5 +1,6 @@
 # The DAG, from data sets to tables. `snakemake --cores all tables` makes everything that is missing or out of date.
 import os
+from importlib import metadata
 
 from snakemake.utils import min_version
 
@@ -16,8 +17,9 @@ include: "workflow/rules/reader.smk"
 configfile: PARAMS
 
 
-# Rules run in the environment that Snakemake itself runs in; a container is used only with --software-deployment-method.
-container: "docker://python:3.11"
+# Rules run in the environment that Snakemake itself runs in; only `--software-deployment-method apptainer` asks for the
+# image, which `make container` builds. Relative to the working directory: a path with a space is refused even unused.
+container: f"resources/diffsiam-{metadata.version('diffsiam')}.sif"
 
 
 include: "workflow/rules/common.smk"
@@ -25,6 +27,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/diffusion.smk"
 include: "workflow/rules/representation.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/heads.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/pictures.smk"
 include: "workflow/rules/generation.smk"

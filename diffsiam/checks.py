@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffsiam.data.sources import DATASETS
+from diffsiam.data import sources
 from diffsiam.training.methods import METHODS
 
 TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
@@ -35,8 +35,8 @@ def section(name: str, values: Raw) -> list[str]:
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
     rules = (
-        *(_image_sizes, _codes, _unets, _classes, _validation, _attributes),
-        *(_disentanglement, _ranges, _figures, _pairs),
+        *(_own, _image_sizes, _codes, _unets, _classes, _validation, _attributes),
+        *(_heads, _disentanglement, _ranges, _figures, _pairs),
     )
     return [line for rule in rules for line in rule(raw, of)]
 
@@ -122,6 +122,18 @@ def _probmask(cfg: Raw) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------- between sections and data sets
+def _own(raw: Raw, of: Of) -> Iterator[str]:
+    """Images of one's own are in the tables where they have classes; a CSV says itself whether it has labels."""
+    for name, entry in raw["datasets"].items():
+        if "layout" in entry and entry["path"].lower().endswith(".csv"):
+            yield f"datasets.{name}.layout: a CSV has labels where it has a column label. Leave layout out."
+        elif entry.get("layout") == "flat" and name in raw["transfer"]:
+            yield (
+                f"datasets.{name}.layout: flat images have no labels, but transfer has {name}. Take it out there, or "
+                "sort the images into folders of classes."
+            )
+
+
 def _image_sizes(raw: Raw, of: Of) -> Iterator[str]:
     """A data set of the tables has one image size."""
     for name in _resized(raw):
@@ -197,7 +209,9 @@ def _classes(raw: Raw, of: Of) -> Iterator[str]:
     ways, shots, queries = (raw["fewshot"][key] for key in ("ways", "shots", "queries"))
     needed = max(shots) + queries
     for name in raw["transfer"]:
-        row = DATASETS[name]
+        row = sources.get(name, raw["datasets"])
+        if row.own is not None:  # its classes are counted by the jobs
+            continue
         usable = sum(size >= needed for size in row.test_sizes)
         if ways > row.classes:
             yield (
@@ -217,7 +231,7 @@ def _classes(raw: Raw, of: Of) -> Iterator[str]:
 def _validation(raw: Raw, of: Of) -> Iterator[str]:
     fraction = raw["data"]["val_fraction"]
     for name in dict.fromkeys((raw["pretrain"], *raw["transfer"])):
-        if (row := DATASETS[name]).embedded and not round(fraction * row.train):
+        if (row := sources.get(name, raw["datasets"])).embedded and not round(fraction * row.train):
             yield (
                 f"data.val_fraction: {fraction:g} of {name}'s {row.train} training images is none. Choose at least "
                 f"{1 / row.train:.1g}."
@@ -226,24 +240,44 @@ def _validation(raw: Raw, of: Of) -> Iterator[str]:
 
 def _attributes(raw: Raw, of: Of) -> Iterator[str]:
     """Attribute classifiers are of attributes that there are, and of no more dimensions than z has."""
+    data_sets = sources.table(raw["datasets"])
     for i, row in enumerate(raw["probmask"]["attributes"]):
         where, name, dims = f"probmask.attributes.{i}", row["dataset"], row["dims"]
-        known, dim = DATASETS[name].attributes, _dim(of(name)["representation"])
+        known, dim = data_sets[name].attributes, _dim(of(name)["representation"])
         if dims > dim:
             yield f"{where}.dims: met {dims} for {row['name']}, but z has d = {dim} on {name}. Choose 1 to {dim}."
-        if not known and not DATASETS[name].pseudo_labels:
-            having = ", ".join(n for n, other in DATASETS.items() if other.attributes or other.pseudo_labels)
+        if not known and not data_sets[name].tabled:
+            having = ", ".join(n for n, other in data_sets.items() if other.attributes or other.tabled)
             yield f"{where}.dataset: {name} has no attributes. Those with attributes: {having}."
         elif known and plain(row["name"]) not in map(plain, known):
             yield f"{where}.name: {name} has no attribute {row['name']!r}. There are: {', '.join(known)}."
+
+
+def _heads(raw: Raw, of: Of) -> Iterator[str]:
+    """Heads are on labels that there are, of images that the encoders of the tables take."""
+    rows = sources.table(raw["datasets"])
+    labelled = {
+        "attributes_on": ("attributes", [name for name, row in rows.items() if row.attributes]),
+        "regression_on": ("continuous labels", [name for name, row in rows.items() if row.targets]),
+    }
+    size = of(raw["pretrain"])["data"]["image_size"]
+    for key, (what, known) in labelled.items():
+        for name in raw["heads"][key]:
+            if name not in known:
+                yield f"heads.{key}: {name} has no {what}. Those with {what}: {', '.join(known)}."
+            elif (own := of(name)["data"]["image_size"]) != size:
+                yield (
+                    f"heads.{key}: images of {name} are {own}x{own}, those of {raw['pretrain']}, which encoders are "
+                    f"trained on, {size}x{size}. Give both one size in overrides, or leave {name} out."
+                )
 
 
 def _disentanglement(raw: Raw, of: Of) -> Iterator[str]:
     """Factors are known, draws are enough for each of their values, and there are codes to tell apart."""
     cfg = raw["disentanglement"]
     for i, name in enumerate(cfg["datasets"]):
-        if not (factors := DATASETS[name].factors):
-            having = ", ".join(n for n, other in DATASETS.items() if other.factors)
+        if not (factors := sources.get(name, raw["datasets"]).factors):
+            having = ", ".join(n for n, other in sources.DATASETS.items() if other.factors)
             yield f"disentanglement.datasets.{i}: {name} has no grid of known factors. Those that have: {having}."
             continue
         factor, largest = max(factors, key=lambda pair: pair[1])
@@ -304,7 +338,7 @@ def _pairs(raw: Raw, of: Of) -> Iterator[str]:
     highest = max(map(max, pairs["indices"])) if pairs["indices"] else 2 * pairs["count"] - 1
     key = "indices" if pairs["indices"] else "count"
     for name in dict.fromkeys(raw["figures"]["datasets"][figure] for figure in shown):
-        if (row := DATASETS[name]).embedded and highest >= row.test:
+        if (row := sources.get(name, raw["datasets"])).embedded and highest >= row.test:
             yield (
                 f"generation.pairs.{key}: {highest + 1} test images are needed, {name} has {row.test}. Choose fewer "
                 f"pairs, or indices from 0 to {row.test - 1}."

@@ -1,4 +1,5 @@
-"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too."""
+"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too. It is long
+because the stages are many: a function and a few arguments for each."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffsiam import params
+from diffsiam import params, schema
 from diffsiam.errors import UserError
 
 _FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate")  # stages whose --out is one; others': a file
@@ -55,8 +56,8 @@ def _rest(args: argparse.Namespace, untracked: str | None) -> str:
     """What a rule does not record of the parameters of its job: those of the data set that the job works on."""
     if untracked is None:
         return "{}"
-    raw = json.loads(untracked)
-    return json.dumps(params.of(raw, args.data.name) if isinstance(args.data, Path) else raw)
+    raw, data = json.loads(untracked), vars(args).get("data")  # most stages take a prepared data set's folder
+    return json.dumps(params.of(raw, data.name) if isinstance(data, Path) else raw)
 
 
 def _share_cores() -> None:
@@ -77,7 +78,8 @@ def _check_out(stage: str, out: Path) -> None:
 def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.data import prepare
 
-    prepare.run(args.dataset, params.section(raw, params.Data), args.out, args.attributes)
+    cfg = params.section(raw, params.Data)
+    prepare.run(args.dataset, cfg, args.out, args.attributes, raw.get("datasets"))
 
 
 def _attributes(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import features
 
     cfg, rt = params.section(raw, params.Features), params.section(raw, params.Runtime)
-    features.run(args.encoder, args.data, cfg, rt, args.out)
+    features.run(args.encoder, args.data, cfg, rt, args.out, mirror=args.mirror)
 
 
 def _linear(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -134,6 +136,13 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
     which = {"attribute": args.attribute, "dims": args.dims}
     probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
+
+
+def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import heads
+
+    cfg, whose = params.section(raw, params.Heads), {"method": args.method, "seed": args.seed}
+    heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
 
 
 def _disentanglement(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -195,9 +204,18 @@ def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
 
 
 def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import tables
+    from diffsiam.report import attributes, tables
 
-    tables.run(args.table, args.results, args.meta, args.config, args.reference, args.out)
+    if args.table == "attributes":
+        reference = args.reference or _reference("diti_attributes.csv")
+        return attributes.run(args.results, args.meta, args.config, reference, args.pretrain, args.out)
+    reference = args.reference or _reference(f"thesis_table{args.table}.csv")
+    tables.run(args.table, args.results, args.meta, args.config, reference, args.out)
+
+
+def _reference(file: str) -> Path:
+    """Published numbers, as they come with the package."""
+    return schema.WORKFLOW / "reference" / file
 
 
 def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -226,7 +244,8 @@ def _named(text: str) -> tuple[str, Path]:
 def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import summary
 
-    summary.run(args.linear, args.fewshot, args.reference, args.pretrain, args.out)
+    references = args.reference or [_reference(f"thesis_table{table}.csv") for table in ("4_1", "4_2")]
+    summary.run(args.linear, args.fewshot, references, args.pretrain, args.out)
 
 
 def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -242,9 +261,11 @@ def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 
 def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.data import own
     from diffsiam.evaluation import external, protocols
     from diffsiam.report import summary
 
+    data, entries = own.entered(args.data, raw.get("datasets", {}))
     cfg = protocols.Settings(
         params.section(raw, params.Data),
         params.section(raw, params.Features),
@@ -252,11 +273,14 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
         params.section(raw, params.FewShot),
         params.section(raw, params.Runtime),
     )
-    mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
-    encoder = external.Options(args.part, args.stem, mean, std)
-    options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
-    refused = protocols.run(args.encoder, args.data, cfg, args.out, **options)
-    print(summary.encoder(args.out, args.data, refused, args.out / "summary.md"), end="")
+    if args.features is not None:
+        data, refused = protocols.run_features(args.features, cfg, args.out, metric=args.metric, seed=args.seed)
+    else:
+        mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
+        encoder = external.Options(args.part, args.stem, mean, std)
+        options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
+        refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
+    print(summary.encoder(args.out, data, refused, args.out / "summary.md"), end="")
     if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
         raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
 
@@ -269,12 +293,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def stage(name: str, run: Any, text: str, *, ruled: bool = True) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1, ruled=ruled)
+        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None)
         sub.add_argument(
             "--params",
             action="append",
             metavar="FILE_OR_JSON",
-            help="parameters, a YAML file or a JSON object; repeat to override (default: params.yaml)",
+            help="parameters: a YAML file, a preset's name or a JSON object; repeat to override (default: params.yaml)",
         )
         kind = "DIR" if name in _FOLDERS else "FILE"
         sub.add_argument("--out", type=Path, required=True, metavar=kind, help="what to write")
@@ -296,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--nodes", type=int, default=1, metavar="N", help="of the SLURM allocation that share them")
 
     sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
-    sub.add_argument("dataset", help="name of the data set")
+    sub.add_argument("dataset", help="name of the data set, built in or of section datasets")
     sub.add_argument("--attributes", type=Path, metavar="CSV", help="attributes of a data set without its own")
 
     sub = stage("attributes", _attributes, "Make a table of pseudo-labels by a scene-attribute predictor.")
@@ -315,14 +339,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="weights, beside their config.json")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
 
+    sub.add_argument("--mirror", action="store_true", help="add those of the train images' mirror images, for heads")
+
     encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
     encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
 
-    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (METHOD section 6).")
+    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (ProbMask).")
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="encoder_ema.safetensors")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
     sub.add_argument("--dims", type=int, default=16, metavar="D", help="its dimensions (default: 16)")
+
+    sub = stage("heads", _heads, "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
+    sub.add_argument("protocol", choices=["attributes", "regression"])
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with such labels")
+    sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the floor of the pixels")
+    sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
+    sub.add_argument("--seed", type=int, help="the encoder's seed, for the record")
 
     sub = stage("disentanglement", _disentanglement, "Score codes against known factors (docs/disentangle.md).")
     encoder_options(sub)
@@ -364,14 +397,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
     trained_options(sub)
 
-    sub = stage("table", _table, "Collect results into Table 4.1 or 4.2 as CSV, Markdown and LaTeX.")
-    sub.add_argument("table", choices=["4_1", "4_2"])
+    sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
+    sub.add_argument("table", choices=["4_1", "4_2", "attributes"])
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results to collect")
     sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config.json of the encoders"
     )
-    sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the thesis's numbers")
+    sub.add_argument("--reference", type=Path, metavar="CSV", help="published numbers (default: the package's)")
+    sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors, swaps")
@@ -386,7 +420,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("summary", _summary, "Put the methods side by side, with paired differences beside it: CSV, PNG, PDF.")
     for protocol in ("linear", "fewshot"):
         sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
-    sub.add_argument("--reference", type=Path, nargs="+", required=True, metavar="CSV", help="the thesis's numbers")
+    sub.add_argument(
+        "--reference", type=Path, nargs="+", metavar="CSV", help="the thesis's numbers (default: the package's)"
+    )
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
 
     sub = stage("provenance", _provenance, "Collect the data, and what trained the networks, where, in what time.")
@@ -402,9 +438,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage(
         "evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.", ruled=False
     )
-    sub.add_argument("--encoder", required=True, metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--encoder", metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
+    source.add_argument("--features", type=Path, metavar="NPZ", help="features of your own in place of an encoder's")
+    sub.add_argument("--metric", choices=["accuracy", "mean_per_class"], default="accuracy", help="of --features")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
-    sub.add_argument("--data", nargs="+", required=True, metavar="NAME", help="data sets to evaluate on")
+    sub.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME_OR_PATH", help="data sets, or images of your own, for an encoder"
+    )
     sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224 (cifar: 32)")
     sub.add_argument("--part", metavar="WORDS", help="what stands before the names, where weights are there twice")
     sub.add_argument(

@@ -26,6 +26,7 @@ STAGE_MODULES = {
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
     "probmask": "diffsiam.evaluation.probmask",
+    "heads": "diffsiam.evaluation.heads",
     "disentanglement": "diffsiam.evaluation.disentanglement",
     "generation": "diffsiam.generation.figures",
     "swaps": "diffsiam.generation.swaps",
@@ -35,6 +36,7 @@ STAGE_MODULES = {
     "disentangled": "diffsiam.report.disentangled",
     "curve": "diffsiam.report.curve",
     "provenance": "diffsiam.report.provenance",
+    "heads_table": "diffsiam.report.attributes",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables
 }
 

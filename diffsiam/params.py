@@ -1,5 +1,6 @@
 """The experiment's parameters: typed dataclasses. Values are checked by `diffsiam.schema`, and by `diffsiam.checks`
-where a schema has no words for it. Which results depend on which of them: `diffsiam.stages`."""
+where a schema has no words for it. Which results depend on which of them: `diffsiam.stages`. It is long
+because the sections are many."""
 
 from __future__ import annotations
 
@@ -178,6 +179,32 @@ class ProbMask:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadBatchSize:
+    attributes: int
+    regression: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadChoice:
+    attributes: str
+    regression: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    attributes_on: tuple[str, ...]
+    regression_on: tuple[str, ...]
+    epochs: int
+    learning_rate: float
+    batch_size: HeadBatchSize
+    shuffle: bool
+    flip: float
+    choice: HeadChoice
+    bootstrap: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Swaps:
     """How swaps of codes are sampled: from which ``x_T`` (``shared`` or ``inverted``), and how many are measured."""
 
@@ -289,6 +316,7 @@ SECTIONS: dict[str, type] = {
     "linear": Linear,
     "fewshot": FewShot,
     "probmask": ProbMask,
+    "heads": Heads,
     "disentanglement": Disentanglement,
     "generation": Generation,
     "figures": Figures,

@@ -18,7 +18,11 @@ import yaml
 
 from diffsiam.errors import UserError
 
-SCHEMA = Path(__file__).resolve().parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+# Schema, presets and the thesis's numbers: beside the package in a clone, inside it where a wheel installed it.
+_PACKAGE = Path(__file__).resolve().parent
+WORKFLOW = next(path / "workflow" for path in (_PACKAGE, _PACKAGE.parent) if (path / "workflow" / "schemas").is_dir())
+SCHEMA = WORKFLOW / "schemas" / "params.schema.yaml"
+PRESETS = {path.stem: path for path in sorted((WORKFLOW / "presets").glob("*.yaml"))}
 
 
 def _is_integer(checker: object, value: Any) -> bool:
@@ -41,13 +45,7 @@ _Validator = jsonschema.validators.extend(
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    try:
-        return yaml.safe_load(SCHEMA.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{SCHEMA}: the schema of params.yaml is missing. Install the package from a clone of the "
-            "repository with `pip install -e .`."
-        ) from None
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
 def check(raw: dict[str, Any], *, complete: bool) -> None:
@@ -56,18 +54,38 @@ def check(raw: dict[str, Any], *, complete: bool) -> None:
     Raises:
         UserError: one line for each mistake.
     """
+    entries = raw.get("datasets")
+    own = [name for name in entries if isinstance(name, str)] if isinstance(entries, dict) else []
     errors = [
         e
-        for e in _Validator(_schema()).iter_errors(raw)
+        for e in _Validator(_with(own)).iter_errors(raw)
         if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
     ]
-    if errors:
-        lines = dict.fromkeys(_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)]))
-        raise UserError("params: " + "\n        ".join(lines))
+    lines = [_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)])]
+    if lines := [*lines, *_taken(own)]:
+        raise UserError("params: " + "\n        ".join(dict.fromkeys(lines)))
+
+
+def _with(own: list[str]) -> dict[str, Any]:
+    """The schema, with the names of `datasets` beside those of the built-in data sets."""
+    defs = {
+        name: {**rule, "enum": [*rule["enum"], *own]} if name in ("dataset", "labelled") else rule
+        for name, rule in _schema()["$defs"].items()
+    }
+    return {**_schema(), "$defs": defs}
+
+
+def _taken(own: list[str]) -> Iterator[str]:
+    """Names of `datasets` that are another's, also on a disk that takes capital letters for small ones."""
+    known = {name.casefold(): name for name in _schema()["$defs"]["dataset"]["enum"]}
+    for name in own:
+        if name.casefold() in known:
+            yield f"datasets.{name}: {known[name.casefold()]} is a data set already. Choose another name."
+        known[name.casefold()] = name
 
 
 def parse(source: str) -> dict[str, Any]:
-    """The mapping in a YAML file, or in a JSON object written out.
+    """The mapping in a YAML file, in a preset by its name, or in a JSON object written out.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping.
@@ -99,11 +117,11 @@ def parse(source: str) -> dict[str, Any]:
 
 def _text(path: str) -> str:
     try:
-        data = Path(path).read_bytes()
+        data = PRESETS.get(path, Path(path)).read_bytes()
     except OSError as e:
         raise UserError(
             f"{path}: cannot read the parameters ({e.strerror}). Run from the repository's root, or name a "
-            "YAML file with --params."
+            f"YAML file or a preset with --params: {', '.join(PRESETS)}."
         ) from None
     end = data.find(b"\0")  # of UTF-16 without a mark, which may be UTF-8 by chance
     try:
@@ -175,7 +193,7 @@ def _explain(error: jsonschema.ValidationError) -> str:
         missing = [".".join(filter(None, [key, k])) for k in rule["required"] if k not in error.instance]
         verb = "is" if len(missing) == 1 else "are"
         return f"{', '.join(missing)} {verb} missing. Copy from workflow/presets/demo.yaml."
-    hint = ""
+    hint = f" {rule['hint']}" if "hint" in rule else ""
     if isinstance(error.instance, str) and error.validator == "type":
         hint = _text_for_number(error.instance)
     return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"

@@ -18,11 +18,13 @@ _SAMPLING = (*_UNGUIDED, "generation.guidance")
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
 _RANGES = ("generation.ranges", "representation.segments")
+_HEADS = tuple(f"heads.{name}" for name in ("epochs", "learning_rate", "shuffle", "bootstrap", "seed"))
+_HEADS_ON = ("heads.attributes_on", "heads.regression_on")
 _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
 PARAMS: dict[str, tuple[str, ...]] = {
-    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed"),
+    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed", "datasets"),
     "attributes": _DEVICE,
     # The diffusion model, by `diffusion.source`:
     "pretrain": (
@@ -36,6 +38,8 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "fewshot": ("fewshot",),
     "probmask": ("probmask", *_DEVICE),
+    "heads_attributes": (*_HEADS, "heads.batch_size.attributes", "heads.choice.attributes", "heads.flip"),
+    "heads_regression": (*_HEADS, "heads.batch_size.regression", "heads.choice.regression"),
     "disentanglement": (
         *(f"disentanglement.{name}" for name in ("metrics", "draws", "trees", "seed")),
         "representation.segments",
@@ -49,21 +53,33 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "figure": (),
     "figure4_2": ("figures.early_middle_late",),
     "tables": _EXPERIMENT,
+    "heads_table": ("methods", "seeds", "pretrain", *_HEADS_ON),
 }
 # Leaves that decide which jobs there are and what they are given: what is missing is made.
 JOBS = (
     *_EXPERIMENT,
+    *_HEADS_ON,
     *("disentanglement.datasets", "disentanglement.methods"),
     *("generation.methods", "figures.method", "figures.datasets", "overrides"),
 )
+# Where images of one's own lie; their fingerprints tell what is there.
+_PLACES = ("path", "attributes")
 # Leaves that no result depends on.
-UNTRACKED = ("data.root", "representation.collapse_below", "runtime.checkpoint_minutes", "runtime.tensorboard")
+UNTRACKED = (
+    *(f"datasets.*.{name}" for name in _PLACES),
+    "data.root",
+    "representation.collapse_below",
+    "runtime.checkpoint_minutes",
+    "runtime.tensorboard",
+)
 
 
 def share(raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of lists with
-    a row for each of several data sets the rows of this one."""
+    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of `datasets`
+    and lists with a row for each of several data sets what is about this one."""
     selected = params.select(params.of(raw, dataset), PARAMS[stage], without)
+    if own := selected.pop("datasets", {}).get(dataset):
+        selected["datasets"] = {dataset: {key: value for key, value in own.items() if key not in _PLACES}}
     return {
         name: {key: _rows(value, dataset) for key, value in part.items()} if isinstance(part, dict) else part
         for name, part in selected.items()

@@ -23,7 +23,9 @@ from diffsiam.models import segments
 from diffsiam.models.unet import DiffusionModel
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = yaml.safe_load((ROOT / "workflow" / "presets" / "demo.yaml").read_text())
+SHIPPED = yaml.safe_load((ROOT / "workflow" / "presets" / "demo.yaml").read_text())
+# The demo without what the overrides of a data set ask for: they are replaced here.
+DEMO = SHIPPED | {"overrides": {}, "disentanglement": SHIPPED["disentanglement"] | {"methods": ["untrained", "pdae"]}}
 NOTE = "Dark background"
 
 
@@ -79,6 +81,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
     ({"representation__diti": {"stages": [500, 900], "dims_per_stage": [128, 128]}}, ["rise to 1000"]),
     ({"representation__diti": {"stages": [600, 500, 1000], "dims_per_stage": [56, 100, 100]}}, ["rise to 1000"]),
     ({"representation__diti": {"stages": [1, 2, 1000], "dims_per_stage": [56, 100, 100]}}, ["hold [1, 0, 31]"]),
+    ({"heads__attributes_on": ["digits"]}, ["heads.attributes_on: digits has no attributes", "CelebA, sprites"]),
+    ({"heads__regression_on": ["CelebA"]}, ["CelebA has no continuous labels", "LFW, sprites"]),
+    (
+        {"heads__regression_on": ["LFW"], "overrides": {"LFW": {"data": {"image_size": 64}}}},
+        ["heads.regression_on: images of LFW are 64x64, those of sprites", "16x16"],
+    ),
     ({"representation__codes": CODES}, ["representation.segments: met 32 with 4 codes", "set segments to 4"]),
     ({"methods": ["pdae", "disdiff"]}, ["methods: disdiff needs representation.codes, which is null on sprites"]),
     (

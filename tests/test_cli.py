@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffsiam import cli
+from diffsiam import cli, params
 from diffsiam.evaluation import features
 
 FULL = (
@@ -21,7 +21,7 @@ COMMAND = ["features", "--encoder", "e.safetensors", "--data", "data", "--out", 
 
 
 def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
-    def run(*args: object) -> None:
+    def run(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(features, "run", run)
@@ -85,7 +85,7 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     seen: list[str | None] = []
-    monkeypatch.setattr(features, "run", lambda *args: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr(features, "run", lambda *args, **options: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     assert cli.main(COMMAND) == 0
     assert seen == [expected]
@@ -94,3 +94,12 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
 def test_the_command_line_is_read_before_a_library_brings_openmp_along() -> None:
     code = "import sys, diffsiam.cli; print(sorted({'torch', 'numpy', 'sklearn', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_rules_command_without_a_data_set_takes_what_its_rule_does_not_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = Path(__file__).resolve().parents[1] / "workflow" / "reference" / "disdiff_tables.csv"
+    monkeypatch.setenv(params.VARIABLE, '{"overrides": {}}')
+    words = ["disentangled", "--reference", str(reference), "--out", str(tmp_path / "t.csv"), "--params", "{}"]
+    assert cli.main(words) == 0

@@ -100,6 +100,22 @@ def test_every_data_set_has_its_terms() -> None:
     assert set(DATASETS) <= {name.strip() for cell in first for name in cell.split(",")}
 
 
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml")))
+def test_what_a_preset_takes_besides_figures_is_said_before_it_is_run(preset: str) -> None:
+    raw = yaml.safe_load((ROOT / "workflow/presets" / f"{preset}.yaml").read_text())
+    rows = [
+        DATASETS[name]
+        for name in dict.fromkeys([raw["pretrain"], *raw["transfer"], *raw["disentanglement"]["datasets"]])
+    ]
+    by_hand = [row for row in rows if any(archive.url is None for archive in row.archives)]
+    said = []
+    for part in ([row for row in rows if row.archives and row not in by_hand], by_hand):
+        size = sum(archive.megabytes or 0 for row in part for archive in row.archives)
+        said.append(f"{', '.join(row.name for row in part)}: {size} MB" if part else "nothing")
+    line = next(line for line in (DOCS / "data.md").read_text().splitlines() if line.startswith(f"| `{preset}` |"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == said
+
+
 def navigation(entry: Any) -> Iterator[str]:
     if isinstance(entry, str):
         yield entry
@@ -134,6 +150,7 @@ def test_the_reference_names_every_parameter_with_its_value_in_the_demo() -> Non
     assert rows["representation.optimizer.name"].endswith("| `sgd`, `adam` | `sgd` | `sgd` |")
     assert "`probmask.attributes[].dims`" in page
     assert "`overrides.NAME.data.image_size`" in page
+    assert "`datasets.NAME.path`" in page
 
 
 def test_the_reference_of_commands_has_every_stage_with_its_options() -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from diffsiam import params, schema
+from diffsiam.data import sources
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS
 
@@ -99,10 +100,26 @@ def test_dataclasses_and_schema_have_the_same_keys_and_types() -> None:
     for name, cls in params.SECTIONS.items():
         differences += compare(cls, SCHEMA["properties"][name], name)
     assert differences == []
-    plain = {"methods", "seeds", "pretrain", "transfer", "overrides"}
+    plain = {"methods", "seeds", "pretrain", "transfer", "datasets", "overrides"}
     assert set(SCHEMA["properties"]) == plain | set(params.SECTIONS)
     assert sorted(SCHEMA["required"]) == sorted(SCHEMA["properties"])
     assert SCHEMA["additionalProperties"] is False
+
+
+def test_an_entry_of_datasets_has_the_keys_of_its_row_and_those_that_may_be_absent_have_a_default() -> None:
+    rule = SCHEMA["properties"]["datasets"]["additionalProperties"]
+    fields = dataclasses.fields(sources.Own)
+    assert list(rule["properties"]) == [field.name for field in fields]
+    assert rule["required"] == [field.name for field in fields if field.default is dataclasses.MISSING]
+    hints = typing.get_type_hints(sources.Own)
+    for name in ("layout", "metric"):
+        literal = typing.get_args(hints[name])[0] if name == "layout" else hints[name]
+        assert rule["properties"][name]["enum"] == list(typing.get_args(literal))
+
+
+def test_the_schema_knows_the_built_in_data_sets_and_those_with_classes() -> None:
+    assert SCHEMA["$defs"]["dataset"]["enum"] == list(sources.DATASETS)
+    assert SCHEMA["$defs"]["labelled"]["enum"] == [row.name for row in sources.DATASETS.values() if row.labelled]
 
 
 def test_the_schema_knows_the_rows_of_methods() -> None:
@@ -201,6 +218,16 @@ MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the messag
         ["Red of sprites stands there twice, with dims 16 and 8"],
     ),
     ("figures.datasets.fig4_6", "CelebA", ["no row in probmask.attributes", "sprites"]),
+    ("pretrain", "birds", ['met "birds"', "CIFAR10", "name in the section datasets"]),
+    ("datasets", {"my-birds": {"path": "x"}}, ['met "my-birds"', "letters and digits"]),
+    ("datasets", {"DTD": {"path": "x"}}, ["datasets.DTD: DTD is a data set already"]),
+    ("datasets", {"cifar10": {"path": "x"}}, ["datasets.cifar10: CIFAR10 is a data set already"]),
+    ("datasets", {"a": {"path": "x"}, "A": {"path": "y"}}, ["datasets.A: a is a data set already"]),
+    ("datasets", {"birds": {}}, ["datasets.birds.path is missing"]),
+    ("datasets", {"birds": {"path": "x", "layout": "folders"}}, ['met "folders"', "one of classes, flat"]),
+    ("datasets", {"birds": {"path": "x", "validation": 0}}, ["datasets.birds.validation: met 0", "above 0"]),
+    ("datasets", {"birds": {"path": "x", "metrics": 0}}, ["unknown key", "Did you mean metric?"]),
+    ("datasets", {"birds": {"path": "x.csv", "layout": "flat"}}, ["layout: a CSV has labels where"]),
 ]
 
 
@@ -223,6 +250,24 @@ def test_an_override_changes_its_own_keys_for_its_own_data_set(raw: dict[str, An
     expected = copy.deepcopy(raw)
     expected["data"]["image_size"], expected["diffusion"]["unet"]["dropout"] = 64, 0.0
     assert params.of(raw, "CelebA") == expected
+
+
+def test_a_name_of_datasets_stands_wherever_a_built_in_one_does(raw: dict[str, Any]) -> None:
+    raw["datasets"] = {
+        "birds": {"path": "~/birds", "attributes": "beaks.csv"},
+        "Wings2": {"path": "w", "layout": "flat"},
+    }
+    raw["pretrain"], raw["transfer"] = "Wings2", ["birds", "digits"]
+    raw["overrides"] |= {"birds": {"diffusion": {"steps": 7}}}
+    raw["figures"]["datasets"] = dict.fromkeys(raw["figures"]["datasets"], "birds")
+    raw["probmask"]["attributes"] = [{"dataset": "birds", "name": "Long beak", "dims": 16}]
+    raw["generation"]["ranges"][0]["dataset"] = "birds"
+    params.check(raw)
+    raw["transfer"] = ["Wings2"]
+    assert "datasets.Wings2.layout: flat images have no labels, but transfer has Wings2" in message(raw)
+    raw["transfer"] = ["fish"]
+    assert 'transfer.0: met "fish"' in message(raw)
+    assert "birds, Wings2" in message(raw)
 
 
 def test_two_mistakes_are_two_lines_and_two_missing_keys_are_both_named(raw: dict[str, Any]) -> None:

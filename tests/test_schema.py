@@ -18,7 +18,9 @@ from diffsiam.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "workflow" / "presets" / "demo.yaml").read_text()
 OVERRIDES = {"CelebA": {"data": {"image_size": 64}, "representation": {"steps": 5, "views": {"flip": 0.1}}}}
-RAW: dict[str, Any] = yaml.safe_load(TEXT) | {"overrides": OVERRIDES}
+SHIPPED = yaml.safe_load(TEXT)
+DATASETS = {"birds": {"path": "birds", "layout": "classes", "metric": "accuracy", "validation": 0.3, "attributes": "b"}}
+RAW: dict[str, Any] = SHIPPED | {"overrides": SHIPPED["overrides"] | OVERRIDES, "datasets": DATASETS}
 SCHEMA = yaml.safe_load(schema.SCHEMA.read_text())
 Key = tuple[str | int, ...]
 
@@ -132,7 +134,9 @@ def test_what_is_no_finite_number_is_one_message_that_names_its_key(key: Key) ->
         assert f"{dotted(key)}: met " in message(changed(key, value))
 
 
-@pytest.mark.parametrize("key", [key for key in NAMED if key[0] != "overrides" or len(key) == 1], ids=dotted)
+@pytest.mark.parametrize(
+    "key", [key for key in NAMED if key[0] not in ("overrides", "datasets") or len(key) == 1], ids=dotted
+)
 def test_a_missing_key_is_one_message_that_names_it(key: Key) -> None:
     assert f"{dotted(key)} is missing" in message(changed(key))
 

@@ -152,6 +152,7 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         with of(method):
             commands.train(method, at / method)
     trained = at / "diffsiam_hier"
+    ema = trained / "encoder_ema.safetensors"
     with of("features"):
         commands.run(
             "features", "--encoder", trained / "encoder.safetensors", "--data", at / "data", "--out", at / "z.npz"
@@ -160,6 +161,11 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         with of(protocol):
             whose = ["--method", "diffsiam_hier", "--seed", "0", "--out", at / f"{protocol}.json"]
             commands.run(protocol, "--features", at / "z.npz", "--meta", at / "data" / "meta.json", *whose)
+    commands.run("features", "--encoder", ema, "--data", at / "data", "--mirror", "--out", at / "ema.npz")
+    for protocol in ("attributes", "regression"):
+        with of(f"heads_{protocol}"):
+            whose = ["--method", "diffsiam_hier", "--seed", "0", "--out", at / f"{protocol}.json"]
+            commands.run("heads", protocol, "--features", at / "ema.npz", "--data", at / "data", *whose)
     with of("disentanglement"):
         cells = np.random.default_rng(0).normal(size=(6, 32))
         store.write(at / "cells.npz", cells, np.zeros(6, int), cells[:1], np.zeros(1, int))
@@ -170,7 +176,6 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         where = ["--features", at / "cells.npz", "--meta", at / "grid.json", "--out", at / "scores.json"]
         commands.run("disentanglement", *where, *whose)
     with of("probmask"):
-        ema = trained / "encoder_ema.safetensors"
         commands.run("probmask", "--encoder", ema, "--data", at / "data", "--out", at / "probmask")
     networks = ["--data", at / "data", "--diffusion", at / "dm", "--representation", trained]
     networks += ["--probmask", at / "probmask" / "Red_8.safetensors"]
@@ -202,7 +207,14 @@ def below(names: tuple[str, ...], raw: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("row", [*(r for r in stages.PARAMS if r not in METHODS), *METHODS])
 def test_a_row_is_what_its_command_reads(row: str, reads: dict[str, set[str]], commands: Commands) -> None:
     if row not in reads:
-        assert row in {"representation", "attributes", "figure", "figure4_2", "tables"}  # no section, or a method's
+        assert row in {
+            "representation",
+            "attributes",
+            "figure",
+            "figure4_2",
+            "tables",
+            "heads_table",
+        }  # no section, or a method's
         return
     declared = below(stages.PARAMS[recorded(row)], commands.raw)
     idle = below((*IDLE.get(row, ()), *stages.UNTRACKED), commands.raw)

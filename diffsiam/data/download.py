@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffsiam import runtime
+from diffsiam.data import own, places
 from diffsiam.data.sources import Archive, DataSet
 from diffsiam.errors import UserError
 
@@ -54,6 +55,26 @@ def fetch(row: DataSet, root: Path) -> None:
             raise UserError(f"{row.name}: {e}\n{instructions(row, root, missing)}") from None
         if checksum is None:
             runtime.write_json(root / RECORD, {**recorded, archive.file: runtime.sha256(path)})
+
+
+def absent(row: DataSet, root: Path) -> str | None:
+    """A line on what a data set lacks: what will be fetched from where, or has to be placed; None where it is there, or
+    its job will say what is wrong."""
+    if row.own is not None:
+        path = own.place(row.own.path)
+        return None if os.path.exists(path) else f"{row.name}: {path}, which datasets.{row.name}.path names"
+    try:
+        if places.locate(row, root).kind != "absent":
+            return None
+    except UserError:
+        return None
+    missing = [archive for archive in row.archives if not archive.present(root)]
+    size = sum(archive.megabytes or 0 for archive in missing)
+    about = f"{row.name}{f', about {size} MB' * bool(size)}"
+    files = {root / archive.folder / archive.file: archive.url for archive in missing}
+    if by_hand := [str(file) for file, url in files.items() if not (url or file.exists())]:
+        return f"{about}: no address to fetch it from; place {', '.join(by_hand)} (docs/data.md says where they are)"
+    return f"{about}: will be fetched from {', '.join(url or str(file) for file, url in files.items())}"
 
 
 def instructions(row: DataSet, root: Path, archives: Sequence[Archive]) -> str:

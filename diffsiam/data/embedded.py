@@ -134,6 +134,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 ATTRIBUTES = (*(s.title() for s in SHAPES), *COLOURS, "Large", "Left", "Top", "Dark background")
+TARGETS = ("Radius", "X", "Y", "Background")
 _COUNTS = {"train": 3_000, "test": 900}
 
 
@@ -152,7 +153,8 @@ class Sprite:
 def sprites(image_size: int) -> Source:
     """Six shapes in six colours, of any size and place, on a dark or a light background.
 
-    The shape is the class; the factors are independent, each is an attribute, and classes have equal counts.
+    The shape is the class; the factors are independent, each is an attribute, and classes have equal counts. Those of
+    continuous values are continuous labels too.
     """
 
     def split(part: str) -> Split:
@@ -160,10 +162,11 @@ def sprites(image_size: int) -> Source:
         names = [f"{part}/{i:04d}" for i in range(len(drawn))]
         labels = np.array([s.shape for s in drawn])
         attributes = np.stack([attribute_row(s) for s in drawn])
-        return Split(names, labels, lambda i: Image.fromarray(render(drawn[i], image_size)), attributes)
+        targets = np.array([(s.radius, s.x, s.y, s.background) for s in drawn], np.float32)
+        return Split(names, labels, lambda i: Image.fromarray(render(drawn[i], image_size)), attributes, targets)
 
     origin = {"kind": "embedded", "package": "diffsiam"}
-    return Source(SHAPES, {part: split(part) for part in _COUNTS}, origin, ATTRIBUTES)
+    return Source(SHAPES, {part: split(part) for part in _COUNTS}, origin, ATTRIBUTES, TARGETS)
 
 
 def draw_factors(part: str, item: int) -> Sprite:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from diffsiam import runtime
-from diffsiam.data import places
+from diffsiam.data import own, places
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
 
@@ -31,6 +31,15 @@ def parts(row: DataSet, root: Path) -> list[Path]:
     except UserError:
         published = [part for archive in row.archives for part in archive.parts(root)]
         return [part for part in (*published, root / row.name, root / f"{row.name}.tar") if os.path.exists(part)]
+
+
+def of(row: DataSet, root: Path) -> str | None:
+    """The fingerprint of what is there of a data set: one's own by its entry of `datasets`, others under ``root``."""
+    if row.own is None:
+        return take(parts(row, root), root)
+    place, table = own.place(row.own.path), own.place(row.own.attributes or "")
+    images = take(own.parts(row.own), place)
+    return f"{images} {take([table], table)}" if images and row.own.attributes else images
 
 
 def take(paths: Iterable[Path], folder: Path) -> str | None:

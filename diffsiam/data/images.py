@@ -155,14 +155,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
-    """Bicubic, antialiased, of the short side to ``size`` pixels, then the central square; rounding as in torchvision.
-    An image of that size already comes back as it is."""
+def resize(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """Bicubic (or as ``resample`` says), antialiased, of the short side to ``size`` pixels, then the central square;
+    rounding as in torchvision. An image of that size already comes back as it is."""
     width, height = image.size
     short = min(width, height)
     if short != size:
         width, height = (size * width // short, size * height // short)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), resample)
     left, upper = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, upper, left + size, upper + size)) if width != height else image
 

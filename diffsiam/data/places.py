@@ -43,8 +43,8 @@ def locate(row: DataSet, root: Path) -> Place:
     if row.embedded:
         if own := [path for path in own if not os.path.isdir(path) or _has_splits(path)]:
             raise UserError(
-                f"{row.name} is embedded, and {own[0]} would never be read: name it after another data set, one that "
-                "it replaces, or move it out of data.root."
+                f"{row.name} is embedded, and {own[0]} would never be read: give the images a name of their own in "
+                "section datasets of params.yaml, or move them out of data.root."
             )
         return Place("embedded")
     if row.factors:
@@ -148,11 +148,13 @@ def _refuse_lookalikes(row: DataSet, root: Path, beside: list[str], *, published
     """A `UserError` for what is no place of the data set, and was meant to be one."""
     for path in _lookalikes(row, root, beside):
         raise UserError(
-            f"{path}: not read. Images of one's own lie in a folder {row.name}/ with train/ and test/, or "
-            f"in an uncompressed {row.name}.tar of it: rename or unpack this, or move it out of data.root."
+            f"{path}: not read. A copy of {row.name} lies in a folder {row.name}/ with train/ and test/, or in an "
+            f"uncompressed {row.name}.tar of it: rename or unpack this, or move it out of data.root. Images that are "
+            "not its own get a name in section datasets of params.yaml."
         )
     if not published and {"train", "test"} <= set(beside):
         raise UserError(
-            f"{root}: data.root holds train/ and test/ itself. Set it to the folder above, and name the folder that "
-            f"holds them after the data set: {row.name}/."
+            f"{root}: data.root holds train/ and test/ itself. If that is {row.name}, set it to the folder above, and "
+            f"name the folder that holds them {row.name}/; images of your own get a name in section datasets of "
+            "params.yaml."
         )

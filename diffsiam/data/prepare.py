@@ -21,7 +21,18 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import params, runtime
-from diffsiam.data import download, embedded, images, places, published, published_grids, readers, sources, unlabelled
+from diffsiam.data import (
+    download,
+    embedded,
+    images,
+    own,
+    places,
+    published,
+    published_grids,
+    readers,
+    sources,
+    unlabelled,
+)
 from diffsiam.data.grid import Grid
 from diffsiam.data.images import WORKERS, resize
 from diffsiam.data.readers import Source, Split
@@ -30,7 +41,9 @@ from diffsiam.errors import UserError
 _TASK = 32  # images that a thread takes at a time
 
 
-def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = None) -> None:
+def run(
+    dataset: str, cfg: params.Data, out: Path, attributes: Path | None = None, entries: sources.Entries | None = None
+) -> None:
     """Prepare one data set.
 
     Writes into ``out``, meta.json last:
@@ -38,9 +51,10 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
             place of the train images of a data set too large for an array (`diffsiam.data.images`).
         labels_train.npy, labels_test.npy: int64, (N,).
         attributes_train.npy, attributes_test.npy: uint8 in {0, 1}, (N, A); A is 0 where the source has no attributes.
+        targets_train.npy, targets_test.npy: float32, (N, T), continuous labels; T is 0 where the source has none.
         meta.json: dataset, classes, image_size, metric, counts, splits (val: indices into train), attributes,
-            source, broken (names of images left out), sha256 of every array file; of a grid of factors also grid:
-            names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
+            targets, source, broken (names of images left out), sha256 of every array file; of a grid of factors also
+            grid: names and sizes of the factors, the slowest first (`diffsiam.data.grid.Grid.of`).
 
     Train holds train and val. The val part is the data set's own where it has one, else a seeded, stratified
     ``val_fraction`` of train. Of a grid of factors train is the whole grid in its order, and test some of it
@@ -48,11 +62,12 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
     Args:
         attributes: a CSV of attributes for a source without them (`unlabelled.with_attributes`).
+        entries: section `datasets` of params.yaml, where ``dataset`` may be one of one's own.
     Raises:
         UserError: nothing found and no download; a damaged or incomplete source; too many broken images; no
             space. What an earlier run left in ``out`` is then untouched.
     """
-    row = sources.get(dataset)
+    row = sources.get(dataset, entries)
     source = find(row, Path(cfg.root).expanduser(), cfg)
     if attributes is not None:
         source = unlabelled.with_attributes(source, attributes)
@@ -74,8 +89,10 @@ def run(dataset: str, cfg: params.Data, out: Path, attributes: Path | None = Non
 
 
 def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
-    """The images of a data set from where `places.locate` finds them; where it finds none, from a download into
-    torchvision's layout."""
+    """The images of a data set from where its entry or `places.locate` finds them; where it finds none, from a download
+    into torchvision's layout."""
+    if row.own is not None:
+        return own.read(row.name, row.own, cfg.split_seed)
     place = places.locate(row, root)
     match place.kind:
         case "embedded":
@@ -87,7 +104,9 @@ def find(row: sources.DataSet, root: Path, cfg: params.Data) -> Source:
         case "absent":
             published_grids.check_packages(row)
             download.fetch(row, root)
-    return published_grids.read(row, root) if row.factors else published.read(row, root, cfg.split_seed)
+    if row.factors:
+        return published_grids.read(row, root)
+    return published.read(row, root, cfg.split_seed, cfg.image_size)
 
 
 def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) -> dict[str, Any]:
@@ -97,7 +116,7 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         splits["test"] = drawn(row, folder / "images_train.npy", cfg.split_seed)
     else:
         splits["test"] = source.splits["test"]
-    arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}}
+    arrays: dict[str, dict[str, np.ndarray]] = {"labels": {}, "attributes": {}, "targets": {}}
     kept: dict[str, np.ndarray] = {}
     broken: list[str] = []
     for part, split in splits.items():
@@ -107,8 +126,9 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         _check_broken(row.name, part, source, split, left_out, cfg.max_broken)
         broken += [split.names[i] for i in left_out]
         arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
-        rows = np.zeros((len(split), 0), np.uint8) if split.attributes is None else split.attributes
-        arrays["attributes"][part] = rows[kept[part]]
+        none = np.zeros((len(split), 0))
+        for kind, rows, dtype in (("attributes", split.attributes, np.uint8), ("targets", split.targets, np.float32)):
+            arrays[kind][part] = (none if rows is None else rows)[kept[part]].astype(dtype)
     for kind, parts in arrays.items():
         for part, array in parts.items():
             np.save(folder / f"{kind}_{part}.npy", array)
@@ -118,8 +138,9 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
         "image_size": cfg.image_size,
         "metric": row.metric,
         "counts": {part: len(indices) for part, indices in kept.items()},
-        "splits": {"val": _validation(row.name, source, kept["train"], arrays["labels"]["train"], cfg)},
+        "splits": {"val": _validation(row, source, kept["train"], arrays["labels"]["train"], cfg)},
         "attributes": list(source.attributes),
+        "targets": list(source.targets),
         "source": dict(source.origin),
         "broken": broken,
         "sha256": {path.name: runtime.sha256(path) for path in sorted(folder.glob("*.npy"))},
@@ -140,6 +161,7 @@ def joined(splits: Mapping[str, Split]) -> Split:
         np.concatenate([train.labels, val.labels]),
         lambda i: train.load(i) if i < n else val.load(i - n),
         None if train.attributes is None else np.concatenate([train.attributes, val.attributes]),
+        None if train.targets is None else np.concatenate([train.targets, val.targets]),
     )
 
 
@@ -220,15 +242,20 @@ def _check_broken(
         print(f"{name}: left out {len(broken)} of {len(split)} {part} images: {said}", file=sys.stderr, flush=True)
 
 
-def _validation(name: str, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data) -> list[int]:
+def _validation(
+    row: sources.DataSet, source: Source, kept: np.ndarray, labels: np.ndarray, cfg: params.Data
+) -> list[int]:
     """Indices into the written train images that choose the penalty."""
+    key, fraction = "data.val_fraction", cfg.val_fraction
+    if row.own is not None and row.own.validation is not None:
+        key, fraction = f"datasets.{row.name}.validation", row.own.validation
     if "val" in source.splits:
         chosen = np.flatnonzero(kept >= len(source.splits["train"]))
     else:
-        chosen = readers.stratified(labels, cfg.val_fraction, runtime.rng(cfg.split_seed, "validation", name))
+        chosen = readers.stratified(labels, fraction, runtime.rng(cfg.split_seed, "validation", row.name))
     if not len(chosen):
         raise UserError(
-            f"{name}: data.val_fraction = {cfg.val_fraction:g} of {len(labels)} train images leaves no "
-            "validation image. Raise it, or bring more images."
+            f"{row.name}: {key} = {fraction:g} of {len(labels)} train images leaves no validation image. Raise it, or "
+            "bring more images."
         )
     return chosen.tolist()

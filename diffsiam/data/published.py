@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffsiam import runtime
-from diffsiam.data import places, readers, unlabelled
+from diffsiam.data import lfw, places, readers, unlabelled
 from diffsiam.data.readers import Source, Split
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -22,9 +22,12 @@ from diffsiam.errors import UserError
 CALTECH_TRAIN = 30  # images per class
 
 
-def read(row: DataSet, root: Path, split_seed: int) -> Source:
+def read(row: DataSet, root: Path, split_seed: int, image_size: int) -> Source:
     """One of them, unpacked under ``root``.
 
+    Args:
+        split_seed: seed of the splits that are drawn (Caltech).
+        image_size: side in pixels at which LFW is cropped; the others come at their own sizes.
     Raises:
         UserError: files are missing, damaged or of another version.
     """
@@ -42,6 +45,8 @@ def read(row: DataSet, root: Path, split_seed: int) -> Source:
                 return unlabelled.ffhq(root)
             case "Bedroom":
                 return unlabelled.bedroom(root)
+            case "LFW":
+                return lfw.source(root, image_size)
             case _:
                 return _torchvision(row, root)
     except UserError:
@@ -72,7 +77,7 @@ def _torchvision(row: DataSet, root: Path) -> Source:
             return listed(row, root, datasets.Flowers102, ("train", "val", "test"))
         case "Food":
             return listed(row, root, datasets.Food101, ("train", "test"))
-    raise KeyError(row.name)
+    raise LookupError("diffsiam/data/published.py has no case that reads it")
 
 
 def cifar(row: DataSet, root: Path, dataset: Callable[..., Any]) -> Source:

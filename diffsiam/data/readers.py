@@ -33,12 +33,14 @@ class Split:
         load: the i-th image, RGB; safe to call from several threads. What it raises on a bad file,
             `diffsiam.data.images.attempt` turns into a cause.
         attributes: uint8 in {0, 1}, (N, A), where the source has attributes.
+        targets: float32, (N, T), where the source has continuous labels.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     load: Callable[[int], Image.Image]
     attributes: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,12 +49,13 @@ class Split:
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A data set that was found: its class names, its splits (train, test and, where it has one, val; of a grid of
-    factors train alone), what meta.json says about its origin, and the names of its attributes."""
+    factors train alone), what meta.json says about its origin, the names of its attributes and continuous labels."""
 
     classes: Sequence[str]
     splits: Mapping[str, Split]
     origin: Mapping[str, Any]
     attributes: Sequence[str] = ()
+    targets: Sequence[str] = ()
 
 
 def files(root: Path, names: Sequence[str], labels: Sequence[int] | np.ndarray) -> Split:
@@ -90,6 +93,26 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
     return np.sort(np.concatenate(chosen))
 
 
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What lies in a folder or in a tar.
+
+    Attributes:
+        names: of files, and of folders with ``/`` behind them, as `places.walk` gives them.
+        load: the image of a name, RGB.
+        accept: whether a file is an image.
+    """
+
+    names: Sequence[str]
+    load: Callable[[str], Image.Image]
+    accept: Callable[[str], bool]
+
+
+def folder(top: Path) -> Files:
+    """The files of a folder."""
+    return Files(list(places.walk(top)), lambda member: decode(top / member), images_below(top))
+
+
 def class_folders(name: str, root: Path) -> Source:
     """Read ``<root>/<name>/{train,test}/<class>/**``, and ``val`` where it is there.
 
@@ -98,14 +121,7 @@ def class_folders(name: str, root: Path) -> Source:
             class, or a folder beside the splits is a split of another name.
     """
     top = root / name
-    return _source(
-        name,
-        top,
-        list(places.walk(top)),
-        {"kind": "class folders", "folder": name},
-        load=lambda member: decode(top / member),
-        accept=images_below(top),
-    )
+    return _source(name, top, folder(top), {"kind": "class folders", "folder": name})
 
 
 def images_below(top: Path) -> Callable[[str], bool]:
@@ -121,10 +137,15 @@ def tar(name: str, root: Path) -> Source:
             `class_folders` raises.
     """
     path = root / f"{name}.tar"
+    return _source(name, path, packed(path, name), {"kind": "tar", "file": path.name})
+
+
+def packed(path: Path, top: str = "") -> Files:
+    """The files of a tar, which is not unpacked; names below the folder ``top`` are without it."""
     where: dict[str, Place] = {}  # a name met twice counts once, the last
     folders: set[str] = set()
     for member, parts in _members(path):
-        inner = parts[1:] if parts[:1] == (name,) else parts
+        inner = parts[1:] if parts[:1] == (top,) else parts
         if not inner or any(part.startswith(".") for part in inner):
             continue
         if member.isdir():
@@ -132,13 +153,10 @@ def tar(name: str, root: Path) -> Source:
         else:
             where["/".join(inner)] = Place(member.offset_data, member.size)
 
-    return _source(
-        name,
-        path,
+    return Files(
         sorted([*folders, *where]),
-        {"kind": "tar", "file": path.name},
-        load=lambda member: decode(tar_read(path, where[member])),
-        accept=lambda member: is_image(member, lambda: ContainerIO(open(path, "rb"), *where[member])),
+        lambda member: decode(tar_read(path, where[member])),
+        lambda member: is_image(member, lambda: ContainerIO(open(path, "rb"), *where[member])),
     )
 
 
@@ -213,26 +231,24 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _source(
-    name: str,
-    where: Path,
-    members: Sequence[str],
-    origin: Mapping[str, Any],
-    *,
-    load: Callable[[str], Image.Image],
-    accept: Callable[[str], bool],
-) -> Source:
-    """Sort ``members`` (paths as `places.walk` gives them) into splits and classes; refuse what is incomplete or would
-    be passed over, say what else is. ``accept``: whether a file is an image."""
+def _source(name: str, where: Path, files: Files, origin: Mapping[str, Any]) -> Source:
+    """Sort ``files`` into splits and classes; refuse what is incomplete or would be passed over, say what else is."""
+    members, accept = files.names, files.accept
     tops = {member[: member.find("/") + 1] or member for member in members}
     found = {split: by_class(members, accept, f"{split}/") for split in SPLITS if f"{split}/" in tops}
     beside = sorted(tops - {f"{split}/" for split in SPLITS})
-    _check(name, where, found, beside)
+    for split in ("train", "test"):
+        if not found.get(split):
+            raise UserError(
+                f"{where}: no {split} images. Needed: {name}/train/<class>/* and {name}/test/<class>/*; val/ is "
+                f"optional. Found: {shown([*(f'{s}/' for s in found), *beside]) or 'nothing'}."
+            )
+    check_classes(where, found)
     used = {image for folders in found.values() for images in folders.values() for image in images}
-    files = [m for m in members if m not in used and not m.endswith("/") and m.split("/")[0] in SPLITS]
-    if loose := [member for member in files if member.count("/") == 1 and accept(member)]:
+    rest = [m for m in members if m not in used and not m.endswith("/") and m.split("/")[0] in SPLITS]
+    if loose := [member for member in rest if member.count("/") == 1 and accept(member)]:
         raise UserError(
-            f"{where}: {len(loose)} images lie in no class: {_shown(loose)}. Move them into the folder of their class, "
+            f"{where}: {len(loose)} images lie in no class: {shown(loose)}. Move them into the folder of their class, "
             f"or out of {name}."
         )
     for top in (top for top in beside if top.endswith("/")):
@@ -240,26 +256,17 @@ def _source(
             {c for c, images in by_class(members, accept, top).items() if images} & set(found["train"])
         ):
             raise UserError(
-                f"{where}: {top} holds images of the classes of train ({_shown(shared)}), and is none of the folders "
+                f"{where}: {top} holds images of the classes of train ({shown(shared)}), and is none of the folders "
                 f"that are read: {', '.join(SPLITS)}. Rename it (validation images: val), or move it out of {name}."
             )
-    if left_out := [*files, *beside]:
-        print(f"{where}: left out {len(left_out)}, no images of a split: {_shown(left_out)}", file=sys.stderr)
-    classes = sorted(found["train"])
-    splits = {}
-    for split, folders in found.items():
-        splits[split] = _split([(image, k) for k, c in enumerate(classes) for image in folders.get(c, [])], load)
-    return Source(classes, splits, origin)
+    if left_out := [*rest, *beside]:
+        print(f"{where}: left out {len(left_out)}, no images of a split: {shown(left_out)}", file=sys.stderr)
+    return build(found, files.load, origin)
 
 
-def _check(name: str, where: Path, found: Mapping[str, Mapping[str, list[str]]], beside: Sequence[str]) -> None:
-    """A `UserError` where ``found`` (split -> class -> images) lacks something; ``beside``: what lies beside splits."""
-    for split in ("train", "test"):
-        if not found.get(split):
-            raise UserError(
-                f"{where}: no {split} images. Needed: {name}/train/<class>/* and {name}/test/<class>/*; val/ is "
-                f"optional. Found: {_shown([*(f'{s}/' for s in found), *beside]) or 'nothing'}."
-            )
+def check_classes(where: Path, found: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """A `UserError` where the splits of ``found`` (split -> class -> images) do not have the same classes, or a class
+    no image. A class may be absent from val."""
     classes = set(found["train"])
     for split, folders in found.items():
         if unknown := sorted(set(folders) - classes):
@@ -270,14 +277,26 @@ def _check(name: str, where: Path, found: Mapping[str, Mapping[str, list[str]]],
         raise UserError(_differ(where, "train has classes that test has not", missing))
 
 
+def build(
+    found: Mapping[str, Mapping[str, list[str]]], load: Callable[[str], Image.Image], origin: Mapping[str, Any]
+) -> Source:
+    """The source of ``found`` (split -> class -> names of images), whose classes are those of train, sorted."""
+    classes = sorted(found["train"])
+    splits = {}
+    for split, folders in found.items():
+        splits[split] = _split([(image, k) for k, c in enumerate(classes) for image in folders.get(c, [])], load)
+    return Source(classes, splits, origin)
+
+
 def _split(pairs: Sequence[tuple[str, int]], load: Callable[[str], Image.Image]) -> Split:
     names = [member for member, _ in pairs]
     return Split(names, np.array([label for _, label in pairs], np.int64), lambda i: load(names[i]))
 
 
 def _differ(where: Path, what: str, names: Sequence[str]) -> str:
-    return f"{where}: {what}: {len(names)} ({_shown(names)}). Complete the folders, or remove the classes from all."
+    return f"{where}: {what}: {len(names)} ({shown(names)}). Complete them, or remove the classes from all."
 
 
-def _shown(names: Sequence[str]) -> str:
+def shown(names: Sequence[str]) -> str:
+    """The first of them, for a message."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

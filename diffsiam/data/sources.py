@@ -1,4 +1,4 @@
-"""What each data set is: classes, counts, metric, and the archives that it is published in.
+"""What each data set is: classes, counts, metric, and the archives that it is published in, or where one's own lies.
 
 The counts of the data sets of the thesis are those of the published splits; a copy under `data.root` may
 hold fewer images, and `counts_match` tells. Nothing heavy is imported here.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffsiam.errors import UserError
 
@@ -55,14 +56,35 @@ class Archive:
 
 
 @dataclasses.dataclass(frozen=True)
+class Own:
+    """Images of one's own: an entry of section `datasets` of params.yaml. `diffsiam.data.own` reads them.
+
+    Attributes:
+        path: a folder, an uncompressed tar, or a CSV of files and labels.
+        layout: ``classes``: folders of classes; ``flat``: images without labels; None: as what is there looks.
+        metric: of the linear probe.
+        validation: share of train that is val where there is none; None: `data.val_fraction`.
+        attributes: a CSV of attributes, or None.
+    """
+
+    path: str
+    layout: Literal["classes", "flat"] | None = None
+    metric: Literal["accuracy", "mean_per_class"] = "accuracy"
+    validation: float | None = None
+    attributes: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSet:
-    """One row of the table; ``train`` counts train and val together. Without archives it is embedded.
+    """One row of the table; ``train`` counts train and val together. Without archives it is embedded, or ``own``, whose
+    counts are 0: they are not known beforehand.
 
     ``streamed``: its train images are decoded as they are used, never copied to an array. ``attributes``: their names,
-    as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``test_sizes``: test images of
-    each class, of an embedded data set. ``factors``: name and number of values of each factor, the slowest first, of a
-    data set that holds one image of every combination, in order (`diffsiam.data.grid`); train is then all of it, and
-    test, for figures, a part.
+    as published. ``pseudo_labels``: its attributes are those of a table (docs/data.md). ``mirror``: mirror images have
+    the same attributes. ``targets``: it has continuous labels. ``test_sizes``: test images of each class, of an
+    embedded data set. ``factors``: name and number of values of each factor, the slowest first, of a data set that
+    holds one image of every combination, in order (`diffsiam.data.grid`); train is then all of it, and test, for
+    figures, a part.
     """
 
     name: str
@@ -75,18 +97,26 @@ class DataSet:
     streamed: bool = False
     pseudo_labels: bool = False
     attributes: tuple[str, ...] = ()
+    mirror: bool = False
+    targets: bool = False
     test_sizes: tuple[int, ...] = ()
     factors: tuple[tuple[str, int], ...] = ()
+    own: Own | None = None
 
     @property
     def labelled(self) -> bool:
-        """Whether it has classes to tell apart, and so a place in the tables."""
-        return self.classes > 1
+        """Whether it has classes to tell apart, and so a place in the tables; of one's own images, as far as said."""
+        return self.classes > 1 or (self.own is not None and self.own.layout != "flat")
 
     @property
     def embedded(self) -> bool:
         """Made from installed packages or rendered, so that nothing needs fetching."""
-        return not self.archives
+        return not self.archives and self.own is None
+
+    @property
+    def tabled(self) -> bool:
+        """Whether its attributes are those of a table, whose columns are not known beforehand."""
+        return self.pseudo_labels or (self.own is not None and self.own.attributes is not None)
 
 
 def _cifar(number: int, md5: str) -> tuple[Archive, ...]:
@@ -207,6 +237,15 @@ _SPRITES_ATTRIBUTES = (
 )
 _FFHQ = (Archive("ffhq", "", (), None, None, None),)  # a folder of its PNG files, of any size
 
+# LFW's server is gone; the checksums are those that torchvision keeps. Attributes: Kumar et al. 2009.
+_LFW_ATTRIBUTES = "https://www.cs.columbia.edu/CAVE/databases/pubfig/download/lfw_attributes.txt"
+_LFW = (
+    Archive("lfw-funneled.tgz", "lfw-py", ("lfw_funneled",), None, "md5:1b42dfed7d15c9b2dd63d5e5840c86ad", 243),
+    Archive("peopleDevTrain.txt", "lfw-py", (), None, "md5:54eaac34beb6d042ed3a7d883e247a21", 1),
+    Archive("peopleDevTest.txt", "lfw-py", (), None, "md5:e4bf5be0a43b5dcd9dc5ccfcb8fb19c5", 1),
+    Archive("lfw_attributes.txt", "lfw-py", (), _LFW_ATTRIBUTES, None, 10),
+)
+
 
 def _lsun(part: str, megabytes: int) -> Archive:
     name = f"bedroom_{part}_lmdb"
@@ -283,7 +322,14 @@ DATASETS: dict[str, DataSet] = {
         DataSet("Pets", 37, 3_680, 3_669, "mean_per_class", archives=_PETS),
         DataSet("SUN", 397, 19_850, 19_850, archives=_SUN),
         DataSet(
-            "CelebA", 1, 182_637, 19_962, own_val=True, archives=_CELEBA, attributes=tuple(_CELEBA_ATTRIBUTES.split())
+            "CelebA",
+            1,
+            182_637,
+            19_962,
+            own_val=True,
+            archives=_CELEBA,
+            attributes=tuple(_CELEBA_ATTRIBUTES.split()),
+            mirror=True,
         ),
         DataSet("FFHQ", 1, 60_000, 10_000, archives=_FFHQ),
         DataSet(
@@ -295,9 +341,10 @@ DATASETS: dict[str, DataSet] = {
             streamed=True,
             pseudo_labels=True,
         ),
+        DataSet("LFW", 1, 9_525, 3_708, archives=_LFW, targets=True),  # less the few images without attributes
         DataSet("digits", 10, 1_198, 599, test_sizes=(59, 61, 59, 61, 60, 61, 60, 60, 58, 60)),
         DataSet("photos", 10, 1_000, 500, test_sizes=(50,) * 10),
-        DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, test_sizes=(150,) * 6),
+        DataSet("sprites", 6, 3_000, 900, attributes=_SPRITES_ATTRIBUTES, targets=True, test_sizes=(150,) * 6),
         _grid(
             "Shapes3D",
             (("floor hue", 10), ("wall hue", 10), ("object hue", 10), ("scale", 8), ("shape", 4), ("orientation", 15)),
@@ -317,14 +364,35 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def get(name: str) -> DataSet:
+Entries = Mapping[str, Mapping[str, Any]]  # section `datasets` of params.yaml, as it is written
+
+
+def table(own: Entries) -> dict[str, DataSet]:
+    """`DATASETS` and behind it the data sets of one's own. Whoever takes a name takes the entries too, which come from
+    the parameters: no table is changed."""
+    return DATASETS | {name: _own(name, entry) for name, entry in own.items()}
+
+
+def _own(name: str, entry: Mapping[str, Any]) -> DataSet:
+    if "path" not in entry:
+        raise UserError(f"datasets.{name}.path is missing: the folder, tar or CSV of the images.")
+    own = Own(**entry)
+    return DataSet(name, 0, 0, 0, own.metric, own=own)
+
+
+def get(name: str, own: Entries | None = None) -> DataSet:
     """The row of a data set; an unknown name is a `UserError`."""
-    if name not in DATASETS:
-        raise UserError(f"{name}: no such data set. Allowed: {', '.join(DATASETS)}.")
-    return DATASETS[name]
+    rows = table(own or {})
+    if name not in rows:
+        raise UserError(
+            f"{name}: no such data set. Allowed: {', '.join(rows)}. Images of your own get a name in section datasets "
+            "of params.yaml."
+        )
+    return rows[name]
 
 
 def counts_match(name: str, n_train: int, n_test: int) -> bool:
-    """Whether a prepared data set has the published split sizes (train with val), not those of a subset."""
-    row = get(name)
-    return (n_train, n_test) == (row.train, row.test)
+    """Whether a prepared data set has the published split sizes (train with val), not those of a subset; images of
+    one's own have none."""
+    row = DATASETS.get(name)
+    return row is not None and (n_train, n_test) == (row.train, row.test)

@@ -113,7 +113,8 @@ def _numbered(folder: Path, names: Sequence[str]) -> dict[int, str]:
         if digits is None:
             raise UserError(
                 f"{folder}: {name} has no number, which tells train from test. Name it 00000.png and the like, or move "
-                "it away; faces with splits of their own belong in class folders, FFHQ/{train,test}/face/."
+                "it away; a split of your own belongs in class folders, FFHQ/{train,test}/face/, and other images get "
+                "a name in section datasets of params.yaml."
             )
         if (other := numbered.setdefault(int(digits[1]), name)) != name:
             raise UserError(f"{folder}: {other} and {name} have the same number. Remove one of them.")
@@ -147,7 +148,7 @@ def with_attributes(source: Source, table: Path) -> Source:
     one number per attribute; it is present where the number is above 0.
 
     Raises:
-        UserError: not such a table, or an image has no row.
+        UserError: not such a table, or an image has no row, or two.
     """
     import pandas as pd
 
@@ -158,7 +159,13 @@ def with_attributes(source: Source, table: Path) -> Source:
         raise UserError(
             f"{table}: not a table of attributes ({e}). Needed: a header image,<name>,... and numbers."
         ) from None
-    rows = {composed(name): i for i, name in enumerate(frame.index)}
+    rows = {composed(str(name)): i for i, name in enumerate(frame.index)}
+    if len(rows) < len(frame) or not np.isfinite(values).all():
+        twice = frame.index[frame.index.duplicated() | ~np.isfinite(values).all(axis=1)]
+        raise UserError(
+            f"{table}: {twice[0]} stands there twice, or lacks a number. Needed is one row for each image, without "
+            "empty cells."
+        )
     splits = {}
     for part, split in source.splits.items():
         if missing := [name for name in split.names if composed(name) not in rows]:

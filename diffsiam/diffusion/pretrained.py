@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffsiam import runtime, weights
-from diffsiam.diffusion import formats
+from diffsiam.diffusion import formats, schedule
 from diffsiam.diffusion.formats import File
 from diffsiam.errors import UserError
 from diffsiam.params import Fetch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
+INDEX = "model_index.json"  # of a pipeline of diffusers
 _PIPELINE = f"../scheduler/{SCHEDULER}"  # in a pipeline of diffusers: beside the folder of the network
 _KEPT = f"scheduler/{SCHEDULER}"  # its place in the cache
 CHECKSUMS = "checksums.json"  # in the cache: weights file -> sha256 at its first fetch
@@ -85,7 +86,8 @@ class _Source:
 
 
 def fetch(cfg: Fetch, image_size: int, out: Path, cache: Path) -> None:
-    """Fetch a published diffusion model and write it for `UNet2DModel.from_pretrained(out)`.
+    """Fetch a published diffusion model and write it for diffusers' own `UNet2DModel.from_pretrained(out)`, which takes
+    the index t - 1 of step t, and `DDPMPipeline.from_pretrained(out)`.
 
     The environment variable HF_ENDPOINT replaces https://huggingface.co; HF_TOKEN is sent there and nowhere else.
 
@@ -94,7 +96,7 @@ def fetch(cfg: Fetch, image_size: int, out: Path, cache: Path) -> None:
             repository ``owner/name``. ``format``: ``diffusers`` (config.json, safetensors or .bin) or ``guided``
             (config.yml, checkpoint.pt). ``sha256`` of the weights file; None records it at the first fetch.
         image_size: side in pixels of the images that the network will see.
-        out: folder for config.json and diffusion_pytorch_model.safetensors.
+        out: folder for config.json, diffusion_pytorch_model.safetensors, scheduler_config.json and model_index.json.
         cache: folder of downloads and recorded checksums. A model that is whole there is not downloaded again, so
             its files can also be placed there by hand.
     Raises:
@@ -273,10 +275,21 @@ def _record(cfg: Fetch, key: str, digest: str, checksums: Path) -> None:
 
 
 def _write(out: Path, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Both files or neither."""
+    """All files or none."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=out) as staging:
         runtime.save_weights(Path(staging) / WEIGHTS, state)
         runtime.write_json(Path(staging) / CONFIG, config)
-        for name in (WEIGHTS, CONFIG):
+        write_pipeline(Path(staging))
+        for name in (WEIGHTS, SCHEDULER, INDEX, CONFIG):
             (Path(staging) / name).replace(out / name)
+
+
+def write_pipeline(folder: Path) -> None:
+    """What `DDPMPipeline.from_pretrained(folder)` needs beside the network: the noise schedule, and which class of
+    diffusers reads what. Nothing of the pipeline's own reads them."""
+    betas = {"beta_schedule": "linear", "beta_start": schedule.BETA_START, "beta_end": schedule.BETA_END}
+    steps = {"num_train_timesteps": schedule.TIMESTEPS, "prediction_type": "epsilon", "clip_sample": True}
+    runtime.write_json(folder / SCHEDULER, {"_class_name": "DDPMScheduler", **steps, **betas})
+    classes = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    runtime.write_json(folder / INDEX, {"_class_name": "DDPMPipeline", **classes})

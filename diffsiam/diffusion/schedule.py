@@ -1,4 +1,4 @@
-"""The noise schedule and every weight that is computed from it (METHOD: Eq. 3.2, 3.11; PDAE's weights).
+"""The noise schedule and every weight that is computed from it (Eq. 3.2, 3.11; PDAE's weights).
 
 Every ``t`` here is a paper step: 1..T, with ``abar_0 = 1``. Networks are fed the index ``t - 1`` (0..T-1); only
 `diffsiam.models.unet` does that shift.

@@ -18,13 +18,14 @@ from diffsiam.params import Features, Runtime
 _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
 
 
-def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> None:
-    """Write the features of ``data``'s train and test images (METHOD section 5: frozen, un-augmented).
+def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mirror: bool = False) -> None:
+    """Write the features of ``data``'s train and test images: frozen encoder, images un-augmented.
 
     Args:
         encoder: encoder.safetensors or encoder_ema.safetensors, beside its config.json.
         data: folder of a prepared data set.
         out: the .npz file to write.
+        mirror: add those of the train images' mirror images.
     Raises:
         UserError: the images have another size than the encoder was trained on.
     """
@@ -40,7 +41,11 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path) -> Non
                 "Set data.image_size to one value for both; Snakemake then makes again what has the other."
             )
         arrays += [extract(model, images, cfg.batch_size, device), runtime.read_array(data / f"labels_{split}.npy")]
-    store.write(out, *arrays)
+    mirrored = None
+    if mirror:
+        images = runtime.read_array(data / "images_train.npy")
+        mirrored = extract(model, images, cfg.batch_size, device, mirror=True)
+    store.write(out, *arrays, mirrored=mirrored)
 
 
 def load_encoder(weights: Path) -> tuple[nn.Module, int]:
@@ -55,8 +60,11 @@ def load_encoder(weights: Path) -> tuple[nn.Module, int]:
 
 
 @torch.inference_mode()
-def extract(model: nn.Module, images: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
-    """Features (N, d) float32 of uint8 images (N, H, W, 3), in full precision whatever the training's was.
+def extract(
+    model: nn.Module, images: np.ndarray, batch_size: int, device: torch.device, *, mirror: bool = False
+) -> np.ndarray:
+    """Features (N, d) float32 of uint8 images (N, H, W, 3), or of their mirror images, in full precision whatever the
+    training's was.
 
     A GPU takes more than ``batch_size`` images at a time where they are small: `_PIXELS` of them.
     """
@@ -64,6 +72,6 @@ def extract(model: nn.Module, images: np.ndarray, batch_size: int, device: torch
         batch_size = max(batch_size, _PIXELS // (images.shape[1] * images.shape[2]))
     blocks: list[Tensor] = []
     for start in range(0, len(images), batch_size):
-        block = torch.from_numpy(images[start : start + batch_size])
-        blocks.append(model(pixels.to_float(block.to(device))))
+        block = torch.from_numpy(images[start : start + batch_size]).to(device)
+        blocks.append(model(pixels.to_float(block.flip(2) if mirror else block)))
     return torch.cat(blocks).cpu().numpy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,8 +121,16 @@ def predict(
 
 
 def run(features: Path, meta: Path, cfg: params.FewShot, out: Path, *, method: str, seed: int) -> None:
-    """Evaluate stored test features and write the result as JSON, with the mean norm of the train features and the
-    factor that they were scaled by.
+    """Evaluate stored features and write the result of `evaluate` as JSON.
+
+    Raises:
+        UserError: see `store.read` and `episodes`.
+    """
+    store.write_result(out, evaluate(store.read(features, meta), cfg, method=method, seed=seed))
+
+
+def evaluate(data: store.FeatureSet, cfg: params.FewShot, *, method: str, seed: int) -> dict[str, Any]:
+    """Accuracies on the test features, with the train features' mean norm and the factor that all were scaled by.
 
     The accuracy depends on the features' scale, because the protocol's learning rate is fixed; with ``cfg.normalize:
     norm`` one factor for all images brings the mean norm of the train features to `NORM`.
@@ -130,16 +139,18 @@ def run(features: Path, meta: Path, cfg: params.FewShot, out: Path, *, method: s
     (the population's), the 95 % half-width of the mean, and the queries answered rightly in each episode. All
     methods meet the same episodes, so paired differences between methods can be taken from the last.
 
+    Args:
+        method: of the encoder, for the record.
+        seed: see ``method``.
     Raises:
-        UserError: see `store.read` and `episodes`.
+        UserError: see `episodes`.
     """
-    data = store.read(features, meta)
     drawn = episodes(data.test_labels, cfg, data.dataset)
     truth = np.arange(cfg.ways)[:, None]
     norm = float(np.linalg.norm(data.train, axis=1).mean())
     scale = np.float32(NORM / norm if cfg.normalize == "norm" and norm else 1)
     predictions = predict(data.test * scale, drawn, cfg, data.dataset)
-    result = {
+    return {
         "method": method,
         "dataset": data.dataset,
         "seed": seed,
@@ -154,7 +165,6 @@ def run(features: Path, meta: Path, cfg: params.FewShot, out: Path, *, method: s
             for n, p in predictions.items()
         },
     }
-    store.write_result(out, result)
 
 
 def _keys(cfg: params.FewShot, purpose: str, item: str) -> NDArray[np.uint64]:

@@ -87,26 +87,36 @@ def accuracy(
 
 
 def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: str, seed: int) -> None:
-    """Evaluate stored features and write the result as JSON: test score with its interval, the whole validation
-    curve, k-nearest-neighbour accuracy, the accuracy of each class with the confusion matrix, and which
-    test images are classified rightly (`metrics.pack`).
+    """Evaluate stored features and write the result of `evaluate` as JSON.
+
+    Raises:
+        UserError: see `store.read` and `evaluate`.
+    """
+    store.write_result(out, evaluate(store.read(features, meta), cfg, method=method, seed=seed))
+
+
+def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: int) -> dict[str, Any]:
+    """Test score with its interval, the whole validation curve, k-nearest-neighbour accuracy, the accuracy of each
+    class with the confusion matrix, and which test images are classified rightly (`metrics.pack`).
 
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
+    Args:
+        method: of the encoder, for the record.
+        seed: see ``method``.
     Raises:
-        UserError: fewer than two classes; see `store.read`.
+        UserError: fewer than two classes.
     """
-    data = store.read(features, meta)
     metric, classes = data.meta["metric"], len(data.classes)
     if classes < 2:  # whatever a probe answers would be right
-        raise UserError(f"{meta}: {data.dataset} has no classes to tell apart. Choose a data set with two or more.")
+        raise UserError(f"{data.dataset} has no classes to tell apart. Choose a data set with two or more.")
     choice, final, predicted = accuracy(data.train, data.train_labels, data.validation, data.test, classes, cfg, metric)
     counts = metrics.confusion(data.test_labels, predicted, classes)
     _warn(choice, final, cfg, f"linear probe of {method} on {data.dataset}")
     nearest = knn.predict(data.train, data.train_labels, data.test)
     score = metrics.score(counts, metric)
     per_class = [None if np.isnan(value) else float(value) for value in metrics.per_class(counts)]
-    result: dict[str, Any] = {
+    return {
         "method": method,
         "dataset": data.dataset,
         "seed": seed,
@@ -127,7 +137,6 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
         "confusion": counts.tolist(),
         "correct": metrics.pack(predicted == data.test_labels, data.test_labels),
     }
-    store.write_result(out, result)
 
 
 def _warn(choice: Choice, final: logistic.Fit, cfg: params.Linear, what: str) -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from diffsiam import digest, params, runtime
-from diffsiam.data import prepare, sources
+from diffsiam.data import own, prepare, sources
 from diffsiam.errors import UserError
-from diffsiam.evaluation import external, features, fewshot, linear, store
+from diffsiam.evaluation import external, features, fewshot, linear, own_features, store
 
 PROTOCOLS: dict[str, Callable[..., None]] = {"linear": linear.run, "fewshot": fewshot.run}
+EVALUATE: dict[str, Callable[..., dict[str, Any]]] = {"linear": linear.evaluate, "fewshot": fewshot.evaluate}
 MADE = "made.json"  # result -> digest of all that it was made from
 
 
@@ -36,7 +37,7 @@ class Settings:
 
 def run(
     encoder: str, datasets: Sequence[str], cfg: Settings, out: Path, *, weights: str | None, image_size: int | None,
-    options: external.Options, seed: int,
+    options: external.Options, seed: int, entries: sources.Entries | None = None,
 ) -> dict[tuple[str, str], str]:  # fmt: skip
     """Evaluate an encoder on data sets: data/, features/, linear/ and fewshot/ under ``out``, and config.json.
 
@@ -52,13 +53,16 @@ def run(
         image_size: see ``encoder``.
         options: see ``encoder``.
         seed: for the record.
+        entries: section `datasets` of params.yaml, where some of ``datasets`` are one's own.
     Returns:
         Why, for each (data set, protocol) that was refused; (data set, "data") for one without features.
     Raises:
         UserError: an unknown name, a data set without classes, an encoder that cannot be used, or ``out`` holds the
             results of another one.
     """
-    _check_classes(datasets)
+    if not datasets:
+        raise UserError("--data: an encoder is evaluated on data sets. Name at least one.")
+    own.refuse_unlabelled("--data", [sources.get(name, entries) for name in datasets])
     found = external.load(encoder, weights, image_size, options)
     dim = external.probe(encoder, found)
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=found.image_size))
@@ -77,7 +81,7 @@ def run(
     for name in dict.fromkeys(datasets):
         data, stored = out / "data" / name, out / "features" / f"{name}.npz"
         try:
-            prepare.run(name, cfg.data, data)
+            prepare.run(name, cfg.data, data, None, entries)
             meta = runtime.read_json(data / "meta.json")
             images = {key: meta[key] for key in ("sha256", "splits", "classes", "metric")}
             made.make(stored, ["features", images], functools.partial(_extract, model, data, stored, cfg, device))
@@ -95,6 +99,32 @@ def run(
             except UserError as e:
                 refused[name, protocol] = str(e)
     return refused
+
+
+def run_features(
+    path: Path, cfg: Settings, out: Path, *, metric: str, seed: int
+) -> tuple[list[str], dict[tuple[str, str], str]]:
+    """As `run`, on features of one's own: linear/ and fewshot/ under ``out``, and config.json.
+
+    Args:
+        path: an .npz file, see `own_features.feature_set`; the data set is named after it.
+        metric: see ``path``.
+    Returns:
+        The data set's name, alone in a list, and what was refused.
+    """
+    name = path.stem
+    data = own_features.feature_set(path, name, metric, cfg.data)
+    identity = {"tensors": runtime.sha256(path)}
+    _claim(out, identity | {"encoder": path.name, "dim": data.train.shape[1], "seed": seed}, identity, cfg)
+    refused: dict[tuple[str, str], str] = {}
+    for protocol, evaluate in EVALUATE.items():
+        result = out / protocol / f"{name}.json"
+        try:
+            store.write_result(result, evaluate(data, vars(cfg)[protocol], method=path.name, seed=seed))
+        except UserError as e:
+            result.unlink(missing_ok=True)
+            refused[name, protocol] = str(e)
+    return [name], refused
 
 
 class _Made:
@@ -115,13 +145,6 @@ class _Made:
         run()
         self.known[key] = value
         runtime.write_json(self.out / MADE, self.known)
-
-
-def _check_classes(datasets: Sequence[str]) -> None:
-    without = [name for name in datasets if not sources.get(name).labelled]
-    if without:
-        names = ", ".join(row.name for row in sources.DATASETS.values() if row.labelled)
-        raise UserError(f"--data {' '.join(without)}: no classes to tell apart. Data sets with classes: {names}.")
 
 
 def _claim(out: Path, facts: dict[str, Any], identity: dict[str, Any], cfg: Settings) -> None:

@@ -14,6 +14,7 @@ from diffsiam import runtime
 
 METRICS = ("accuracy", "mean_per_class")
 KEYS = ("train", "train_labels", "test", "test_labels")
+MIRRORED = "train_mirrored"  # is there only where it was asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class FeatureSet:
         train, test: (N, d) float32.
         train_labels, test_labels: (N,) int64, indices into ``meta["classes"]``.
         meta: the data set's meta.json: dataset, classes, metric, counts, splits.
+        train_mirrored: (N, d) float32, of the train images' mirror images; None where they were not extracted.
     """
 
     train: NDArray[np.float32]
@@ -31,6 +33,7 @@ class FeatureSet:
     test: NDArray[np.float32]
     test_labels: NDArray[np.int64]
     meta: dict[str, Any]
+    train_mirrored: NDArray[np.float32] | None = None
 
     @property
     def dataset(self) -> str:
@@ -52,14 +55,19 @@ def write(
     train_labels: NDArray[np.integer],
     test: NDArray[np.floating],
     test_labels: NDArray[np.integer],
+    *,
+    mirrored: NDArray[np.floating] | None = None,
 ) -> None:
-    """Write features (N, d) and labels (N,) atomically, as float32 and int64."""
+    """Write features (N, d) and labels (N,) atomically, as float32 and int64; ``mirrored``: of the train images' mirror
+    images."""
     arrays = {
         "train": np.asarray(train, np.float32),
         "train_labels": np.asarray(train_labels, np.int64),
         "test": np.asarray(test, np.float32),
         "test_labels": np.asarray(test_labels, np.int64),
     }
+    if mirrored is not None:
+        arrays[MIRRORED] = np.asarray(mirrored, np.float32)
     with runtime.atomic(path) as temporary, open(temporary, "wb") as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
 
@@ -72,25 +80,10 @@ def read(features: Path | str, meta: Path | str) -> FeatureSet:
             that does not agree with meta.json. The message names the file and the value met.
     """
     facts = _read_meta(meta)
-    arrays = _read_arrays(features)
-    for split in ("train", "test"):
-        x, y = arrays[split], arrays[f"{split}_labels"]
-        problem = _problem(split, x, y, len(facts["classes"]), facts["counts"][split])
-        if problem:
-            raise runtime.damaged(features, problem)
-    if arrays["train"].shape[1] != arrays["test"].shape[1]:
-        widths = f"{arrays['train'].shape[1]} dimensions in train, {arrays['test'].shape[1]} in test"
-        raise runtime.damaged(features, f"{widths}; they must be equal")
-    validation = facts["splits"]["val"]
-    images = len(arrays["train"])
-    if not 0 < len(set(validation)) < images or min(validation) < 0 or max(validation) >= images:
-        raise runtime.damaged(
-            meta,
-            f"splits.val holds {len(validation)} indices"
-            + (f" from {min(validation)} to {max(validation)}, allowed are 0 to {images - 1}" if validation else "")
-            + "; neither it nor the rest of train may be empty",
-        )
-    return FeatureSet(**arrays, meta=facts)
+    found = FeatureSet(**_read_arrays(features), meta=facts)
+    if problem := problems(found):
+        raise runtime.damaged(meta if problem[0] == "meta" else features, problem[1])
+    return found
 
 
 def write_result(path: Path | str, result: dict[str, Any]) -> None:
@@ -115,7 +108,26 @@ def _read_arrays(path: Path | str) -> dict[str, Any]:
     arrays = runtime.read_arrays(path)
     if absent := [key for key in KEYS if key not in arrays]:
         raise runtime.damaged(path, f"{', '.join(absent)} is not in it; needed are {', '.join(KEYS)}")
-    return {key: arrays[key] for key in KEYS}
+    return {key: arrays[key] for key in (*KEYS, MIRRORED) if key in arrays}
+
+
+def problems(data: FeatureSet) -> tuple[str, str] | None:
+    """Where, in the features or in meta, something is wrong, and what; None where nothing is."""
+    parts = {"train": (data.train, data.train_labels), "test": (data.test, data.test_labels)}
+    for split, (x, y) in parts.items():
+        if problem := _problem(split, x, y, len(data.classes), data.meta["counts"][split]):
+            return "features", problem
+    if data.train.shape[1] != data.test.shape[1]:
+        widths = f"{data.train.shape[1]} dimensions in train, {data.test.shape[1]} in test"
+        return "features", f"{widths}; they must be equal"
+    mirrored = data.train_mirrored
+    if mirrored is not None and (mirrored.shape, mirrored.dtype) != (data.train.shape, np.float32):
+        return "features", f"{MIRRORED} has shape {mirrored.shape}, train {data.train.shape}"
+    validation, images = data.meta["splits"]["val"], len(data.train)
+    if 0 < len(set(validation)) < images and min(validation) >= 0 and max(validation) < images:
+        return None
+    met = f" from {min(validation)} to {max(validation)}, allowed are 0 to {images - 1}" if validation else ""
+    return "meta", (f"splits.val holds {len(validation)} indices{met}; neither it nor the rest of train may be empty")
 
 
 def _problem(split: str, x: NDArray[Any], y: NDArray[Any], classes: int, count: int) -> str | None:

@@ -72,7 +72,7 @@ def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], p
     methods, datasets, seeds = _grid(linear, fewshot)
     rows = []
     for protocol, shots, scores, strata in _blocks(linear, fewshot, seeds):
-        for method, against in _pairs(methods):
+        for method, against in pairs(methods):
             found = {d: paired(scores[method, d], scores[against, d], strata.get(d)) for d in datasets}
             if transfer := [found[name] for name in datasets if name != pretrain]:
                 found[AVERAGE] = average(transfer)
@@ -185,9 +185,10 @@ def _blocks(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]],
         yield "fewshot", int(n), stacked(fewshot, percent), {}
 
 
-def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = [(method, against) for against in BASELINES for method in methods] + [*itertools.pairwise(ORDER), ALONE]
-    return [(m, a) for m, a in dict.fromkeys(pairs) if m != a and {m, a} <= set(methods)]
+def pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """(method, what it is compared with), of those that are there."""
+    wanted = [(method, against) for against in BASELINES for method in methods] + [*itertools.pairwise(ORDER), ALONE]
+    return [(m, a) for m, a in dict.fromkeys(wanted) if m != a and {m, a} <= set(methods)]
 
 
 def _grid(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]]) -> tuple[list, list, list]:

@@ -32,7 +32,7 @@ def run(
     """
     found = [runtime.read_json(path) for path in results]
     rows = [row for result in found for row in _ROWS[table](result)]
-    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], _complete(metas))
+    frame = with_thesis(pd.DataFrame(rows), runtime.read_csv(reference), _KEYS[table], complete(metas))
     datasets = list(dict.fromkeys(frame["dataset"]))
     blocks = (
         [("", frame)] if table == "4_1" else [(f"{c}-shot", part) for c, part in frame.groupby("shots", sort=False)]
@@ -88,7 +88,7 @@ def with_thesis(frame: pd.DataFrame, thesis: pd.DataFrame, keys: list[str], comp
     return frame.merge(printed, on=keys, how="left").reset_index(drop=True)
 
 
-def _complete(metas: Sequence[Path]) -> set[str]:
+def complete(metas: Sequence[Path]) -> set[str]:
     """Data sets with the published counts: the thesis's numbers are not those of a subset."""
     facts = [runtime.read_json(path) for path in metas]
     return {
@@ -96,11 +96,13 @@ def _complete(metas: Sequence[Path]) -> set[str]:
     }
 
 
-def cell(mean: float, half_width: float | None = None, spread: float | None = None, sign: str = "") -> str:
-    """``mean ± half_width (spread)`` with two decimals; what is None or NaN is left out. ``sign`` "+" shows a plus."""
-    text = f"{mean:{sign}.2f}"
-    text += f" ± {half_width:.2f}" if half_width is not None and pd.notna(half_width) else ""
-    return text + (f" ({spread:.2f})" if spread is not None and pd.notna(spread) else "")
+def cell(
+    mean: float, half_width: float | None = None, spread: float | None = None, sign: str = "", decimals: int = 2
+) -> str:
+    """``mean ± half_width (spread)``; what is None or NaN is left out. ``sign`` "+" shows a plus."""
+    text = f"{mean:{sign}.{decimals}f}"
+    text += f" ± {half_width:.{decimals}f}" if half_width is not None and pd.notna(half_width) else ""
+    return text + (f" ({spread:.{decimals}f})" if spread is not None and pd.notna(spread) else "")
 
 
 def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
@@ -134,8 +136,8 @@ def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
     return [("", [(name, False) for name in [*datasets, "Avg."]]), *rows]
 
 
-def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
-    """How the encoders were trained, from their own records."""
+def encoders(configs: Sequence[Path]) -> list[str]:
+    """How the encoders were trained, from their own records, in sentences."""
     records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
     first = next(iter(records.values()))
     params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
@@ -152,6 +154,11 @@ def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
             "the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
+    return lines
+
+
+def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:
+    lines = encoders(configs)
     lines.append(
         f"Seeds: {', '.join(str(s) for s in sorted(frame['seed'].unique()))}"
         + (

@@ -41,7 +41,7 @@ def run(
 
     Args:
         data: folder of the prepared data set that it is, or was, trained on.
-        out: folder that gets config.json and the weights in diffusers' layout, training.json and history.csv.
+        out: folder that gets a pipeline in diffusers' layout (see `pretrained.fetch`), training.json, history.csv.
         checkpoint: file to resume pretraining from.
         root: `data.root`, where fetched models are kept and images that are streamed lie.
         events: folder of TensorBoard events, where ``rt.tensorboard`` asks for them.
@@ -89,6 +89,7 @@ def pretrain(
     with world(device) as here:
         history, averaged = loop.train(task, plan, here)
         if here.first:
+            pretrained.write_pipeline(out)
             model.save(out, averaged["model"])
             record.finish(out / "training.json", out / "history.csv", plan, history, began)
 

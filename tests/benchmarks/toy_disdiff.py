@@ -30,12 +30,12 @@ OUT = Path(__file__).resolve().parents[2] / "docs/measured/toy/disdiff.csv"
 FACTORS, VALUES, NUMBERS = 3, 5, 4  # numbers that a value is made of
 CODES, DIM, WIDTH, BATCH = 3, 8, 128, 128
 LEAST_SIGNAL, RATE = 0.02, 1e-3
-WEIGHTS, SEEDS, STEPS = (0.0, 0.2, 0.5), (0, 1, 2, 3, 4), 1500
+WEIGHTS, SEEDS, STEPS = (0.0, 0.098, 0.2, 0.245, 0.5), (0, 1, 2, 3, 4), 1500
 DRAWS = params.Draws(variance=10_000, train=10_000, test=5_000, batch=64)
 
 
 def points(seed: int) -> Tensor:
-    """All combinations of the factors, the first slowest: (125, 12), unit variance."""
+    """All combinations of the factors, the first slowest: (125, 12), of a variance near a half."""
     g = runtime.generator(seed, "toy/data")
     values = torch.randn(FACTORS, VALUES, NUMBERS, generator=g)
     grid = torch.cartesian_prod(*(torch.arange(VALUES) for _ in range(FACTORS)))

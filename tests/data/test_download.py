@@ -254,6 +254,25 @@ def test_stanford_cars_says_which_files_to_place_where(cfg: params.Data) -> None
         assert f"{cfg.root}/stanford_cars/{name}" in str(e.value)
 
 
+def test_what_a_data_set_lacks_is_one_line_with_its_size_and_address_or_the_files_to_place(tmp_path: Path) -> None:
+    def line(name: str) -> str | None:
+        return download.absent(sources.get(name, {"birds": {"path": str(tmp_path / "birds")}}), tmp_path)
+
+    sun = sources.get("SUN").archives
+    assert line("SUN") == f"SUN, about 39000 MB: will be fetched from {sun[0].url}, {sun[1].url}"
+    folder = tmp_path / "stanford_cars"
+    cars = [archive.file for archive in sources.get("Cars").archives]
+    assert f"place {', '.join(f'{folder}/{file}' for file in cars)} (docs" in str(line("Cars"))
+    folder.mkdir()
+    for file in cars[:3]:
+        (folder / file).touch()  # to be unpacked
+    assert f"place {folder}/{cars[3]} (docs" in str(line("Cars"))
+    assert line("birds") == f"birds: {tmp_path}/birds, which datasets.birds.path names"
+    save_image(tmp_path / "birds" / "0.png", 0)
+    save_image(tmp_path / "DTD" / "train" / "a" / "0.png", 0)
+    assert [line(name) for name in ("birds", "DTD", "digits")] == [None, None, None]
+
+
 def test_sun_says_that_it_needs_its_partitions(cfg: params.Data) -> None:
     row = sources.get("SUN")
     message = download.instructions(row, Path(cfg.root), row.archives)

@@ -28,6 +28,7 @@ def test_embedded_sets_have_the_class_sizes_and_attributes_that_parameters_are_c
     made, row = embedded.source(name, 16, split_seed), sources.get(name)
     assert tuple(np.bincount(made.splits["test"].labels)) == row.test_sizes
     assert tuple(made.attributes) == row.attributes
+    assert bool(made.targets) == row.targets
 
 
 def test_digits_are_scikit_learns_and_every_one_is_used_once() -> None:
@@ -134,6 +135,21 @@ def test_sprite_attributes_say_what_is_in_the_picture() -> None:
             assert has["Left"] == (xs.mean() < 15.5)
         if abs((ys.min() + ys.max()) / 2 - 15.5) > 3:  # a triangle's box is higher than its centre
             assert has["Top"] == ((ys.min() + ys.max()) / 2 < 15.5)
+
+
+def test_sprite_targets_are_where_and_how_large_the_sprite_is_in_the_picture() -> None:
+    source = embedded.sprites(64)
+    split = source.splits["train"]
+    assert split.targets is not None
+    assert (split.targets.shape, split.targets.dtype) == ((3000, 4), np.float32)
+    for i in [i for i in range(120) if source.classes[split.labels[i]] in ("circle", "ring")]:
+        at = dict(zip(source.targets, split.targets[i].tolist(), strict=True))
+        image = np.asarray(split.load(i)).astype(float)
+        ys, xs = np.nonzero(np.abs(image - image[0, 0]).sum(axis=2) > 30)  # of 64 pixels a corner is background
+        assert at["Background"] == pytest.approx(image[0, 0, 0] / 255, abs=1 / 255)
+        assert at["X"] == pytest.approx((xs.min() + xs.max() + 1) / 128, abs=0.02)
+        assert at["Y"] == pytest.approx((ys.min() + ys.max() + 1) / 128, abs=0.02)
+        assert at["Radius"] == pytest.approx((xs.max() - xs.min() + 1) / 128, abs=0.02)
 
 
 def test_sprite_factors_are_balanced_and_independent_of_the_class() -> None:

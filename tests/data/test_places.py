@@ -94,7 +94,7 @@ def test_another_spelling_or_packing_is_refused_by_name_and_not_replaced_by_a_do
         (tmp_path / name).write_bytes(b"")
     else:
         make_folders(tmp_path / name, COUNTS)
-    with pytest.raises(UserError, match=f"{name}: not read.*a folder Pets/ .*uncompressed Pets.tar"):
+    with pytest.raises(UserError, match=f"{name}: not read.*a folder Pets/ .*uncompressed Pets.tar.*section datasets"):
         places.locate(PETS, tmp_path)
 
 
@@ -122,7 +122,9 @@ def test_published_folders_and_tables_with_a_similar_name_are_no_such_thing(tmp_
 
 def test_a_root_that_is_the_data_set_itself_is_refused(tmp_path: Path) -> None:
     make_folders(tmp_path / "mine", COUNTS)
-    with pytest.raises(UserError, match=r"data\.root holds train/ and test/ itself.*the folder above.*Pets/"):
+    with pytest.raises(
+        UserError, match=r"data\.root holds train/ and test/ itself.*the folder above.*Pets/.*section datasets"
+    ):
         places.locate(PETS, tmp_path / "mine")
 
 
@@ -130,7 +132,7 @@ def test_an_own_folder_named_after_an_embedded_set_is_refused_and_an_unrelated_o
     save_image(tmp_path / "photos" / "holiday.png", 0)
     assert places.locate(sources.get("photos"), tmp_path).kind == "embedded"
     make_folders(tmp_path / "digits", COUNTS)
-    with pytest.raises(UserError, match=r"digits is embedded, and .*digits would never be read"):
+    with pytest.raises(UserError, match=r"digits is embedded, and .*digits would never be read: .*section datasets"):
         places.locate(sources.get("digits"), tmp_path)
 
 

@@ -23,7 +23,7 @@ from diffsiam import params, runtime
 from diffsiam.data import prepare, scenes, sources
 from diffsiam.errors import UserError
 
-ARRAYS = [f"{kind}_{part}.npy" for kind in ("attributes", "images", "labels") for part in ("test", "train")]
+ARRAYS = [f"{kind}_{part}.npy" for kind in ("attributes", "images", "labels", "targets") for part in ("test", "train")]
 COUNTS = {"train": {"a": 10, "b": 5}, "test": {"a": 2, "b": 3}}
 
 
@@ -40,7 +40,7 @@ def test_run_writes_arrays_and_a_meta_that_describes_them(tmp_path: Path, cfg: p
     make_folders(Path(cfg.root) / "Pets", COUNTS)
     out = tmp_path / "out"
     prepare.run("Pets", cfg, out)
-    assert sorted(content(out)) == [*ARRAYS, "meta.json"]
+    assert sorted(content(out)) == sorted([*ARRAYS, "meta.json"])
     images = np.load(out / "images_train.npy", mmap_mode="r")
     assert (images.shape, images.dtype) == ((15, 8, 8, 3), np.uint8)
     assert images.flags.c_contiguous
@@ -55,8 +55,10 @@ def test_run_writes_arrays_and_a_meta_that_describes_them(tmp_path: Path, cfg: p
     assert meta["source"] == {"kind": "class folders", "folder": "Pets"}
     assert meta["broken"] == []
     assert meta["sha256"] == {name: runtime.sha256(out / name) for name in ARRAYS}
-    assert meta["attributes"] == []
+    assert (meta["attributes"], meta["targets"]) == ([], [])
     assert np.load(out / "attributes_test.npy").shape == (5, 0)
+    targets = np.load(out / "targets_train.npy")
+    assert (targets.shape, targets.dtype) == ((15, 0), np.float32)
 
 
 def test_an_image_of_the_right_size_is_copied_untouched(tmp_path: Path, cfg: params.Data) -> None:
@@ -83,6 +85,14 @@ def test_attributes_follow_their_images(tmp_path: Path, cfg: params.Data) -> Non
     assert (attributes.dtype, attributes.shape) == (np.uint8, (900, len(meta["attributes"])))
     assert np.array_equal(attributes[:, :6].argmax(axis=1), labels)
     assert meta["attributes"][:6] == [c.title() for c in meta["classes"]]
+    targets = dict(zip(meta["targets"], np.load(tmp_path / "out" / "targets_test.npy").T, strict=True))
+    by_name = dict(zip(meta["attributes"], attributes.T, strict=True))
+    for name, holds in {
+        "Large": targets["Radius"] > 0.26,
+        "Left": targets["X"] < 0.5,
+        "Top": targets["Y"] < 0.5,
+    }.items():
+        assert np.array_equal(by_name[name], holds)
     assert sources.counts_match("sprites", **{f"n_{k}": v for k, v in meta["counts"].items()})
 
 

@@ -163,7 +163,7 @@ def check(source: Source, classes: Sequence[str], expected: Expected) -> None:
 def test_a_small_copy_gives_its_classes_splits_and_labels(tmp_path: Path, name: str) -> None:
     classes, expected = LAYOUTS[name](tmp_path)
     save_all(tmp_path, expected)
-    source = published.read(sources.get(name), tmp_path, 0)
+    source = published.read(sources.get(name), tmp_path, 0, 8)
     check(source, classes, expected)
     assert ("val" in source.splits) == sources.get(name).own_val
     image = source.splits["test"].load(1)
@@ -215,7 +215,7 @@ def test_flowers_are_read_through_torchvisions_class(tmp_path: Path) -> None:
         published.listed(row, tmp_path, SmallFlowers, ("train", "val", "test")), datasets.Flowers102.classes, expected
     )
     with pytest.raises(UserError, match=r"Flowers: the copy .* cannot be read: .*corrupted"):
-        published.read(row, tmp_path, 0)  # these are not the published lists
+        published.read(row, tmp_path, 0, 8)  # these are not the published lists
 
 
 def cifar_files(folder: Path, key: str, batches: dict[str, int], names: dict[str, list[str]]) -> dict[str, str]:
@@ -276,7 +276,7 @@ def test_a_cifar_pickle_with_another_checksum_is_never_loaded(tmp_path: Path) ->
     for path in folder.iterdir():
         path.write_bytes(pickle.dumps(Trap()))
     with pytest.raises(UserError, match=r"CIFAR10: the copy .* corrupted.*cifar-10-batches-py"):
-        published.read(sources.get("CIFAR10"), tmp_path, 0)
+        published.read(sources.get("CIFAR10"), tmp_path, 0, 8)
     assert not (tmp_path / "loaded").exists()
 
 
@@ -294,7 +294,7 @@ def make_caltech(root: Path, counts: dict[str, int]) -> None:
 
 def test_caltech_keeps_its_background_and_trains_on_30_of_each_class(tmp_path: Path) -> None:
     make_caltech(tmp_path, CALTECH)
-    source = published.read(sources.get("Caltech"), tmp_path, 0)
+    source = published.read(sources.get("Caltech"), tmp_path, 0, 8)
     assert source.classes == ["BACKGROUND_Google", "Faces", "accordion"]
     train, test = source.splits["train"], source.splits["test"]
     assert np.bincount(train.labels).tolist() == [30, 30, 30]
@@ -310,7 +310,7 @@ def test_caltechs_split_follows_the_seed_and_not_the_other_classes(tmp_path: Pat
     make_caltech(tmp_path / "b", {k: v for k, v in CALTECH.items() if k != "Faces"})
     row = sources.get("Caltech")
     names = {
-        (copy, seed): published.read(row, tmp_path / copy, seed).splits["test"].names
+        (copy, seed): published.read(row, tmp_path / copy, seed, 8).splits["test"].names
         for copy in "ab"
         for seed in (0, 1)
     }
@@ -320,11 +320,11 @@ def test_caltechs_split_follows_the_seed_and_not_the_other_classes(tmp_path: Pat
 
 def test_hidden_files_and_folders_change_no_split(tmp_path: Path) -> None:
     make_caltech(tmp_path, CALTECH)
-    before = published.read(sources.get("Caltech"), tmp_path, 0)
+    before = published.read(sources.get("Caltech"), tmp_path, 0, 8)
     folder = tmp_path / "caltech101" / "101_ObjectCategories"
     (folder / "accordion" / "._image_0001.jpg").write_bytes(b"\0\5\26\7")
     save_image(folder / ".ipynb_checkpoints" / "image_0001.jpg", 0)
-    after = published.read(sources.get("Caltech"), tmp_path, 0)
+    after = published.read(sources.get("Caltech"), tmp_path, 0, 8)
     assert after.classes == before.classes
     assert {part: split.names for part, split in after.splits.items()} == {
         part: split.names for part, split in before.splits.items()
@@ -334,7 +334,7 @@ def test_hidden_files_and_folders_change_no_split(tmp_path: Path) -> None:
 def test_a_caltech_class_without_test_images_is_named(tmp_path: Path) -> None:
     make_caltech(tmp_path, CALTECH | {"Faces": 30})
     with pytest.raises(UserError, match="class Faces has 30 images, needed are more than 30"):
-        published.read(sources.get("Caltech"), tmp_path, 0)
+        published.read(sources.get("Caltech"), tmp_path, 0, 8)
 
 
 # ------------------------------------------------------------------------------------------------ damaged copies
@@ -359,7 +359,7 @@ def test_damaged_lists_are_one_message_that_names_the_files(
     if text is not None:
         (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=f"{name}: the copy in torchvision's layout cannot be read") as e:
-        published.read(sources.get(name), tmp_path, 0)
+        published.read(sources.get(name), tmp_path, 0, 8)
     assert file.split("/")[0] in str(e.value)
 
 

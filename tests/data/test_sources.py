@@ -55,6 +55,16 @@ def test_addresses_and_checksums_are_torchvisions() -> None:
     assert f'md5="{caltech.checksum.removeprefix("md5:")}"' in text
 
 
+def test_lfw_has_torchvisions_names_and_checksums() -> None:
+    theirs = datasets.LFWPeople
+    folder, archive, md5 = theirs.file_dict["funneled"]
+    expected = {archive: md5} | {name: theirs.checksums[name] for name in ("peopleDevTrain.txt", "peopleDevTest.txt")}
+    images, *lists = sources.DATASETS["LFW"].archives[:-1]
+    assert {a.file: (a.checksum or "").removeprefix("md5:") for a in (images, *lists)} == expected
+    assert images.makes == (folder,)
+    assert {a.folder for a in sources.DATASETS["LFW"].archives} == {theirs.base_folder}
+
+
 GRIDS = """
 Shapes3D 480000 10,10,10,8,4,15 sha256:0a0f6ed98baff276a50f3a081a7434d788da63cb135a98189b2a5b5769be1785
 MPI3Dtoy 1036800 6,6,2,3,3,40,40 md5:55889cb7c7dfc655d6e0277beee88868

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from guided_reference import GuidedUnet
 
 from diffsiam import runtime
@@ -243,7 +243,9 @@ def test_the_published_cifar10_network_gives_the_same_output_from_a_folder(
 ) -> None:
     folder, model = cifar
     assert _largest_difference(_fetch(folder, tmp_path, size=32), model, 32) <= 1e-6
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [pretrained.CONFIG, pretrained.WEIGHTS]
+    files = [pretrained.CONFIG, pretrained.WEIGHTS, pretrained.INDEX, pretrained.SCHEDULER]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
+    assert type(DDPMPipeline.from_pretrained(tmp_path / "out", local_files_only=True).unet) is UNet2DModel
 
 
 def test_the_published_cifar10_network_gives_the_same_output_from_the_hub(

@@ -31,6 +31,7 @@ MICRO = {
     "representation": {"encoder_width": 4, "segments": 32, "steps": 3, "batch_size": 16},
     "fewshot": {"episodes": 20, "shots": [1, 2], "epochs": 2},
     "linear": {"penalties": 3},
+    "heads": {"regression_on": [], "epochs": 1, "bootstrap": 2},
     "disentanglement": {"datasets": []},
     "runtime": {"threads": 1},
 }
@@ -100,7 +101,11 @@ class Clone:
         table = re.search(r"^job +count\n[- ]+\n(.*?)^total", text, re.MULTILINE | re.DOTALL)
         assert table, text
         counts = {name: int(count) for name, count in map(str.split, table[1].splitlines())}
-        return {name: count for name, count in counts.items() if name not in {"all", "tables"} and "@" not in name}
+        return {
+            name: count
+            for name, count in counts.items()
+            if name not in {"all", "tables", "attributes_tables"} and "@" not in name
+        }
 
     def changed(self) -> dict[str, Any]:
         """Stages that ``dvc status`` calls changed, and why; the one that looks at the sources always runs."""

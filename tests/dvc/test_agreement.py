@@ -12,22 +12,24 @@ import yaml
 
 from tests.dvc.clones import Clone, closure, level, ran
 
-ORDER = ["data", "diffusion", "representation", "features", "linear", "fewshot", "tables"]
+ORDER = ["data", "diffusion", "representation", "features", "linear", "fewshot", "heads", "tables"]
 AFTER_FEATURES = {"features", "linear", "fewshot", "tables"}
+AFTER_TRAINING = AFTER_FEATURES | {"heads"}
 EDITS = [  # leaf, its new value, levels behind it
     ("pretrain", "photos", set(ORDER)),
     ("data.split_seed", 1, set(ORDER)),
     ("diffusion.learning_rate", 0.001, set(ORDER) - {"data"}),
     ("diffusion.unet.dropout", 0.2, set(ORDER) - {"data"}),
-    ("representation.diffusion_weight", 50.0, AFTER_FEATURES | {"representation"}),
-    ("features.batch_size", 64, AFTER_FEATURES),
+    ("representation.diffusion_weight", 50.0, AFTER_TRAINING | {"representation"}),
+    ("features.batch_size", 64, AFTER_TRAINING),
     ("linear.penalties", 4, {"linear", "tables"}),
     ("fewshot.episodes", 21, {"fewshot", "tables"}),
+    ("heads.epochs", 2, {"heads"}),
     ("runtime.precision", "fp32", set(ORDER) - {"data"}),
     ("runtime.checkpoint_minutes", 1, set()),
     ("data.root", "elsewhere", set()),
-    ("seeds", [0, 1], AFTER_FEATURES | {"representation"}),
-    ("methods", ["simsiam", "diffsiam_hier"], AFTER_FEATURES | {"representation"}),
+    ("seeds", [0, 1], AFTER_TRAINING | {"representation"}),
+    ("methods", ["simsiam", "diffsiam_hier"], AFTER_TRAINING | {"representation"}),
 ]
 
 
@@ -59,7 +61,7 @@ def changed_levels(clone: Clone) -> set[str]:
 
 def planned_levels(clone: Clone) -> set[str]:
     """Levels with jobs in ``snakemake -n``."""
-    return {level(rule) for rule in clone.planned("tables", "metrics")}
+    return {level(rule) for rule in clone.planned("tables", "metrics", "attributes_tables")}
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +90,20 @@ def test_both_plan_the_levels_behind_an_edited_leaf_and_none_before_it(
 def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage).get("params", [])}
-    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer", "overrides"}
+    assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | {"transfer", "overrides", "datasets"}
 
 
 def test_a_new_data_set_is_prepared_and_evaluated_and_trains_nothing(clone: Clone) -> None:
     """Not closed under descendants: the stages of training depend on files that the new data set leaves alone."""
     clone.edit("transfer", ["digits", "photos"])
     assert changed_levels(clone) == planned_levels(clone) == AFTER_FEATURES | {"data"}
+
+
+def test_where_images_of_ones_own_lie_makes_only_dvc_look(clone: Clone) -> None:
+    """DVC hashes the whole section; Snakemake's fingerprints know that nothing there is another."""
+    clone.edit("datasets", {"birds": {"path": "elsewhere"}})
+    assert set(clone.changed()) == {"data"}
+    assert planned_levels(clone) == set()
 
 
 def test_an_override_of_the_pretraining_set_trains_again_and_prepares_nothing(

@@ -34,6 +34,7 @@ def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clon
     clone.edit("methods", ["simsiam", "diti", "diffsiam_hier"])
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
+    clone.edit("heads.regression_on", ["sprites"])
     clone.edit("disentanglement.datasets", ["rooms"])
     clone.edit("disentanglement.methods", ["pdae", "diti", "diffsiam_hier"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
@@ -146,7 +147,7 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     values = {(key, value) for job in jobs for key, value in job["wildcards"].items() if job["wildcards"] not in scored}
     lists = {LISTS[key] for key, value in values if key in LISTS and value not in "/".join(outs).split("/")}
     if any(key == "dataset" and value not in params["transfer"] for key, value in values):
-        lists.add("pretrain")
+        lists |= {"pretrain", "heads.attributes_on", "heads.regression_on"}
     lists |= {f"disentanglement.{FACTORS[key]}" for wildcards in scored for key in wildcards if key in FACTORS}
     lists |= {LISTS[key] for wildcards in scored for key in wildcards if key == "seed"}
     return {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffsiam import cli, runtime
 from diffsiam.data import prepare
@@ -97,6 +98,22 @@ def test_a_data_set_that_cannot_be_prepared_leaves_the_others_and_ends_with_2(
     assert "\n| digits   |" in said.out
     assert "Avg.     |   " in said.out  # not an average of half of the data sets
     assert said.err.endswith("diffsiam evaluate: CIFAR100: fetch it. The other data sets' results stand.\n")
+
+
+def test_a_folder_of_images_is_evaluated_under_its_name(encoder, tmp_path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("dark", "light"):
+        (tmp_path / "my birds" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 100, (16, 16, 3)) + 150 * (label == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "my birds" / label / f"{i}.png")
+    few = {"ways": 2, "shots": [1], "queries": 1}
+    assert evaluate(encoder, tmp_path / "out", str(tmp_path / "my birds"), fewshot=few | QUICK["fewshot"]) == 0
+    assert "\n| mybirds  | " in capsys.readouterr().out
+    result = runtime.read_json(tmp_path / "out/linear/mybirds.json")
+    assert (result["n_train"], result["n_test"]) == (16, 4)
+    assert evaluate(encoder, tmp_path / "out", str(tmp_path / "my birds" / "dark")) == 2
+    assert "--data dark: no classes to tell apart" in capsys.readouterr().err
 
 
 def test_a_second_call_makes_again_only_what_differs(encoder, tmp_path, monkeypatch) -> None:

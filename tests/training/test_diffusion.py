@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from torch.nn import functional
 
 from diffsiam import params, runtime
@@ -93,8 +93,13 @@ def test_the_trained_model_is_read_by_diffusers_and_by_us(tmp_path: Path) -> Non
     x, t = torch.randn(2, 3, tiny.SIDE, tiny.SIDE), torch.tensor([1, 900])
     with torch.no_grad():
         ours = DiffusionModel.load(tmp_path / "out").predict_noise(x, t)
+        pipeline = DDPMPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
         theirs = UNet2DModel.from_pretrained(tmp_path / "out").eval()(x, t - 1).sample
+        assert torch.equal(pipeline.unet.eval()(x, t - 1).sample, theirs)
     assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(pipeline.scheduler.alphas_cumprod, abar_table()[1:], rtol=1e-5)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, tiny.SIDE, tiny.SIDE, 3)
     record = runtime.read_json(tmp_path / "out" / "training.json")
     assert record["params"]["diffusion"]["steps"] == cfg.steps
     assert record["precision"] == "float32"

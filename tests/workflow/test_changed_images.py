@@ -17,7 +17,7 @@ from tests.dvc.clones import Clone, merged, working_tree
 from tests.workflow.test_edits import finish
 
 pytestmark = pytest.mark.slow
-OWN = {"transfer": ["DTD"], "pretrain": "Pets", "seeds": [0], "methods": ["simsiam"]}
+OWN = {"transfer": ["DTD", "birds"], "pretrain": "Pets", "seeds": [0], "methods": ["simsiam"]}
 AFTER_DTD = {"data", "features", "linear", "fewshot", "table4_1", "table4_2", "summary", "provenance", "metrics"}
 
 
@@ -30,7 +30,10 @@ def image(path: Path) -> None:
 def once_finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A run on a folder of one's own, of empty files. Its pretraining set was not there yet when it was planned."""
     clone = working_tree(tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("scratch"))
+    clone.edit("datasets", {"birds": {"path": "birds"}})
     settings(clone, **OWN)
+    for name in ("finch/1", "finch/2", "owl/1", "owl/2"):
+        image(clone.root / f"birds/{name}.png")
     for split, name in (("train", "dotted"), ("train", "woven"), ("test", "dotted"), ("test", "woven")):
         image(clone.root / "resources/DTD" / split / name / "1.png")
     finish(clone, "all")
@@ -84,6 +87,14 @@ def test_a_moved_and_an_absent_folder_rerun_nothing_and_a_change_on_the_way_is_s
     assert planned(clone) == AFTER_DTD
 
 
+def test_images_of_ones_own_by_a_name_may_move_and_a_change_of_them_is_seen(clone: Clone) -> None:
+    (clone.root / "birds").rename(clone.root / "wings")
+    clone.edit("datasets", {"birds": {"path": str(clone.root / "wings")}})
+    assert planned(clone) == set()
+    image(clone.root / "wings/owl/3.png")
+    assert clone.planned("all")["data"] == 1
+
+
 def test_a_download_reruns_nothing_and_an_edit_of_it_does(clone: Clone) -> None:
     for part in ("images", "annotations"):
         (clone.root / "resources/oxford-iiit-pet" / part).mkdir(parents=True)
@@ -109,7 +120,7 @@ def test_jobs_take_no_fingerprint(clone: Clone) -> None:
     memory = clone.root / "results/sources/data/DTD.json"
     before = json.loads(memory.read_text())
     image(clone.root / "resources/DTD/train/dotted/2.png")
-    as_planned = {"data/DTD": before["seen"], "data/Pets": "downloaded"}
+    as_planned = {"data/DTD": before["seen"], "data/Pets": "downloaded", "data/birds": None}
     clone.run("snakemake", "--mode", "subprocess", "-n", "data_sets", DIFFSIAM_SEEN=json.dumps(as_planned))
     assert json.loads(memory.read_text()) == before
     assert planned(clone) == AFTER_DTD

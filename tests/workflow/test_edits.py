@@ -3,6 +3,7 @@ nothing else. Nothing is computed: the finished run that edits are planned again
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.dvc.clones import Clone, closure, merged, working_tree
 from tests.test_params import leaves
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "disentanglement")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -36,9 +37,10 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
             {"dataset": "CelebA", "ranges": [[0, 4], [4, 8], [12, 14]]},
         ],
     },
-    "figures": {"datasets": {"fig1_1": "photos"}},
+    "figures": {"datasets": {"fig1_1": "birds"}},
 }
-OVERRIDES = {"photos": {"diffusion": {"source": "fetch"}}}
+OVERRIDES = {"birds": {"diffusion": {"source": "fetch"}}}
+OWN = {"path": "birds", "layout": "classes", "metric": "accuracy", "validation": 0.3, "attributes": "birds.csv"}
 
 # Another value of the leaves for which `another` gives none.
 VALUES: dict[str, Any] = {
@@ -46,6 +48,10 @@ VALUES: dict[str, Any] = {
     "seeds": [0, 1],
     "pretrain": "digits",
     "transfer": ["digits", "photos"],
+    "datasets.birds.path": "wings",
+    "datasets.birds.layout": "flat",
+    "datasets.birds.metric": "mean_per_class",
+    "datasets.birds.attributes": "wings.csv",
     "data.root": "elsewhere",
     "data.max_broken": 0.5,
     "data.val_fraction": 0.1,
@@ -83,6 +89,10 @@ VALUES: dict[str, Any] = {
         {"dataset": "sprites", "name": "Blue", "dims": 16},
         EXPERIMENT["probmask"]["attributes"][1],
     ],
+    "heads.attributes_on": ["CelebA"],
+    "heads.regression_on": ["LFW"],
+    "heads.choice.attributes": "last",
+    "heads.choice.regression": "val",
     "disentanglement.datasets": ["rooms", "tiles"],
     "disentanglement.methods": ["untrained", "diti"],
     "disentanglement.metrics": ["mig"],
@@ -148,6 +158,8 @@ def another(value: Any) -> Any:
 def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The row of `diffsiam.stages` that a job's rule records, and the leaves that its method leaves unused."""
     first, _, rest = job["rule"].partition("_")
+    if job["rule"] == "heads_features":
+        return "features", ()
     match first:
         case "diffusion":
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
@@ -155,6 +167,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return "representation" if METHODS[rest].trained else "untrained", METHODS[rest].unused
         case "data" | "features" | "linear" | "fewshot" | "probmask" | "swaps":
             return first, ()
+        case "heads":
+            return f"heads_{rest.removeprefix('floors_')}", ()
         case "generate":
             return rest, ()
         case "pixel":
@@ -172,15 +186,18 @@ def depends(job: Job, leaf: str, raw: dict[str, Any]) -> bool:
     dataset = job["wildcards"].get("pretrain", job["rule"].partition("_")[2])
     if leaf == "overrides":
         return any(entry.split(".")[0] in raw["overrides"].get(dataset, {}) for entry in stages.PARAMS[name])
+    if leaf.startswith("datasets.birds.") and job["wildcards"].get("dataset") != "birds":
+        return False
     if dataset != "sprites" and leaf in ("generation.ranges", "probmask.attributes"):
         return False  # only its rows are edited here
     if value_at(raw["overrides"], [dataset, *leaf.split(".")]) is not None:
         return False
-    return any(within(leaf, entry) for entry in stages.PARAMS[name]) and not any(within(leaf, u) for u in unused)
+    idle = (*unused, *stages.UNTRACKED)
+    return any(within(leaf, entry) for entry in stages.PARAMS[name]) and not any(within(leaf, u) for u in idle)
 
 
 def within(leaf: str, name: str) -> bool:
-    return leaf == name or leaf.startswith(f"{name}.")
+    return fnmatch.fnmatch(leaf, name) or leaf.startswith(f"{name}.")
 
 
 def outputs(jobs: list[Job]) -> dict[str, set[str]]:
@@ -206,7 +223,7 @@ def expected(leaf: str, raw: dict[str, Any], before: list[Job], after: list[Job]
 @pytest.fixture(scope="module")
 def raw() -> dict[str, Any]:
     demo = yaml.safe_load((Path(__file__).resolve().parents[2] / "workflow/presets/demo.yaml").read_text())
-    return merged(demo, EXPERIMENT) | {"overrides": OVERRIDES}
+    return merged(demo, EXPERIMENT) | {"overrides": OVERRIDES, "datasets": {"birds": OWN}}
 
 
 @pytest.fixture(scope="module")

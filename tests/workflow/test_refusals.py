@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.workflow.plans import snakemake
 
@@ -49,6 +50,32 @@ def test_a_plan_names_file_and_line_of_what_is_not_yaml(project: Path) -> None:
     (project / "params.yaml").write_text(text, encoding="utf-16")
     (line,) = refused("tables")
     assert line.startswith("params.yaml, line 1: not UTF-8 text")
+
+
+def test_a_plan_refuses_images_without_labels_in_the_tables(project: Path) -> None:
+    changed = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "birds").mkdir()
+    Image.new("RGB", (8, 8)).save(project / "birds" / "1.png")
+    changed |= {"datasets": {"birds": {"path": "birds"}}, "transfer": ["digits", "birds"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(changed))
+    (line,) = refused("tables")
+    assert line.startswith("params: transfer: birds: no classes to tell apart.")
+
+
+def test_a_plan_begins_with_all_that_is_not_here_yet(project: Path) -> None:
+    changed = yaml.safe_load((project / "params.yaml").read_text())
+    changed |= {"datasets": {"birds": {"path": "birds"}}, "pretrain": "birds", "transfer": ["Cars", "DTD", "digits"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(changed))
+    done = snakemake("-n", "data_sets")
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.partition("Not here yet, and needed:\n")[2].splitlines()
+    assert [line.strip().partition(":")[0] for line in said[:3]] == [
+        "Cars, about 1958 MB",
+        "DTD, about 625 MB",
+        "birds",
+    ]
+    assert "place resources/stanford_cars/car_devkit.tgz, " in said[0]
+    assert not said[3:] or not said[3].startswith("  ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

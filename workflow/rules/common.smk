@@ -7,14 +7,18 @@ from pathlib import Path
 
 from diffsiam import digest, params, stages
 from diffsiam.data import fingerprint, sources
+from diffsiam.data.own import refuse_unlabelled
 from diffsiam.errors import UserError
 from diffsiam.training.methods import METHODS, snapshot_steps
 
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
 os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+# A container brings the environment; the package is this checkout's, whose digest rules record.
+os.environ |= {"APPTAINERENV_PYTHONPATH": str(Path(workflow.basedir).resolve())}
 
 try:
     params.check(config)
+    refuse_unlabelled("params: transfer:", [sources.get(name, config["datasets"]) for name in config["transfer"]])
 except UserError as e:
     print(e, file=sys.stderr)
     sys.exit(2)
@@ -27,7 +31,7 @@ DATA_ROOT = Path(config["data"]["root"]).expanduser()
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
 # What a rule does not record reaches its command through the environment.
-os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in (*params.SECTIONS, "overrides")})}
+os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in (*params.SECTIONS, "datasets", "overrides")})}
 
 
 wildcard_constraints:
@@ -61,9 +65,8 @@ def seen(source, take):
 
 
 def data_seen(dataset):
-    row = sources.DATASETS[dataset]
-    files = lambda: fingerprint.take(fingerprint.parts(row, DATA_ROOT), DATA_ROOT)
-    return seen(f"data/{dataset}", (lambda: "embedded") if row.embedded else files)
+    row = sources.get(dataset, config["datasets"])
+    return seen(f"data/{dataset}", lambda: "embedded" if row.embedded else fingerprint.of(row, DATA_ROOT))
 
 
 def attributes_seen(dataset):

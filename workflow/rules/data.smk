@@ -7,7 +7,7 @@ rule data:
     input:
         attributes=lambda w: [f"results/attributes/{w.dataset}.csv"] if w.dataset in PSEUDO_LABELLED else [],
     output:
-        expand(f"{DATA}/{{kind}}_{{part}}.npy", kind=["images", "labels", "attributes"], part=["train", "test"], allow_missing=True),
+        expand(f"{DATA}/{{kind}}_{{part}}.npy", kind=["images", "labels", "attributes", "targets"], part=["train", "test"], allow_missing=True),
         meta=f"{DATA}/meta.json",
     params:
         own=own("data"),

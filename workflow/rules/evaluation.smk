@@ -9,6 +9,7 @@ rule features:
     params:
         own=own("features"),
         code=digest.digest("features"),
+        mirror="",
     log:
         "results/logs/features/{pretrain}/{method}/seed{seed}/{dataset}.log",
     benchmark:
@@ -19,7 +20,7 @@ rule features:
         runtime=lambda wildcards, attempt: 60 * attempt,
         gpu_jobs=1,
     shell:
-        "diffsiam features --encoder {input.encoder} --data $(dirname {input.meta}) --out {output} "
+        "diffsiam features --encoder {input.encoder} --data $(dirname {input.meta}) {params.mirror} --out {output} "
         "--params {params.own:q} 2>&1 | tee {log}"
 
 

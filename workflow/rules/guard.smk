@@ -5,6 +5,7 @@ import hashlib
 import snakemake.persistence
 
 from diffsiam import records, runtime, stopping
+from diffsiam.data import download
 
 # What the run was planned on. A submitted job reads parameters and code again when it starts, and its results are
 # recorded under those of the plan: it must refuse others. The variable travels with `sbatch`.
@@ -35,8 +36,12 @@ if workflow.is_main_process:
     except UserError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
+    # All at once, before the first of them fails: a machine without a network cannot fetch any.
+    rows = [sources.get(name, config["datasets"]) for name in DATA_SETS if not Path(f"results/data/{name}/meta.json").exists()]
+    if lines := [line for line in (download.absent(row, DATA_ROOT) for row in rows) if line]:
+        print("Not here yet, and needed:", *lines, sep="\n  ", file=sys.stderr)
     # Snakemake makes a missing file only where a job reads it that is to run, so as not to train for a lost intermediate.
-    if missing := records.removed(f"results/data/{name}/meta.json" for name in sorted({config["pretrain"], *config["transfer"]})):
+    if missing := records.removed(f"results/data/{name}/meta.json" for name in DATA_SETS):
         print(
             f"Not here any more: {', '.join(missing)}. `dvc pull`, or `snakemake --cores all data_sets`, brings the data sets "
             "back; where they then differ from before, what is made of them runs again.",

@@ -3,7 +3,8 @@
 from snakemake.io import strip_wildcard_constraints
 
 LEAVES = {rule.name: [strip_wildcard_constraints(file) for file in rule.output] for rule in workflow.rules}
-DATA_SETS = sorted({config["pretrain"], *config["transfer"], *config["disentanglement"]["datasets"]})
+DATA_SETS = {config["pretrain"], *config["transfer"], *config["disentanglement"]["datasets"]}
+DATA_SETS = sorted(DATA_SETS.union(HEADS_ON["attributes"], HEADS_ON["regression"]))
 # Where the tables' encoders are scored against factors, too, their features lie in the same folder.
 SCORED = [name for name in config["disentanglement"]["datasets"] if name == config["pretrain"]]
 EVERY = {"pretrain": config["pretrain"], "seed": config["seeds"]}
