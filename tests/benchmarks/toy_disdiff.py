@@ -134,7 +134,7 @@ def scores(codes: Tensor) -> dict[str, float | None]:
     grid = Grid(("first", "second", "third"), (VALUES,) * FACTORS)
     z = codes.numpy()
     one = disentanglement.principal(z, CODES).codes
-    alone, whole = (disentanglement.importances(x, grid, DRAWS, 0, "sklearn").matrix for x in (one, z))
+    alone, whole = (disentanglement.importances(x, grid, DRAWS, 0, "fast").matrix for x in (one, z))
     return {
         "factorvae": disentanglement.factor_vae(one, grid, DRAWS, 0)[0],
         "dci": disentanglement.disentanglement(alone),
