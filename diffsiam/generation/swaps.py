@@ -128,7 +128,7 @@ def run(
     judge = Judge(measure.load(judged, grid.names, sum(grid.sizes)).to(device), grid, device)
     how: dict[str, Any] = {"captured": runtime.use_graph(rt, device), "guidance": "score"}
     model = guided.load(trained, figures.given(diffusion, "--diffusion"), cfg, device, segments, **how)
-    sources, targets = runtime.rng(cfg.pairs.seed, "swaps").integers(grid.size, size=(2, settings.samples))
+    sources, targets = runtime.rng(cfg.pairs.seed, "swaps").integers(grid.size, size=(settings.samples, 2)).T
     source, target = (pixels.to_float(images[torch.from_numpy(rows)]) for rows in (sources, targets))
     arrays, rows = swaps(model, source, target, grid.factors(targets), judge, inverted=settings.x_T == "inverted")
     if isinstance(model.decoder, CodeDecoder):

@@ -2,8 +2,8 @@
 
 125 points of R^12 are all combinations of three factors with five values each, mixed by a random rotation. Their exact
 denoiser is a softmax over the points, so nothing but the loss is on trial; encoder and fields are small perceptrons.
-``python -m tests.benchmarks.toy_disdiff`` trains five seeds, without the disentangling loss and with two weights of it,
-and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
+``python -m tests.benchmarks.toy_disdiff`` trains five seeds, without the disentangling loss and with four weights
+of it, and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
 """
 
 from __future__ import annotations

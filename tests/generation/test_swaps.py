@@ -144,7 +144,7 @@ def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: st
     places = results / "representation" / "sprites" / method / "seed0", results / "diffusion" / "sprites"
     model = guided.load(*places, cfg, "cpu")
     net = measure.load(results / "generation" / "classifier.safetensors", ["hue", "side"], sum(SIZES))
-    a, b = runtime.rng(cfg.pairs.seed, "swaps").integers(30, size=(2, 8))
+    a, b = runtime.rng(cfg.pairs.seed, "swaps").integers(30, size=(8, 2)).T
     x0 = torch.from_numpy(np.load(data / "images_train.npy")).permute(0, 3, 1, 2) / 127.5 - 1
     z, other = model.encode(x0[a]), model.encode(x0[b])
     noise = torch.stack([torch.randn(3, SIDE, SIDE, generator=runtime.generator(0, "swap", i)) for i in range(8)])
@@ -179,7 +179,7 @@ def test_one_target_guides_the_noises_that_are_shown_and_the_next_those_after_th
     places = results / "representation" / "sprites" / "disdiff" / "seed0", results / "diffusion" / "sprites"
     model = guided.load(*places, cfg, "cpu")
     net = measure.load(results / "generation" / "classifier.safetensors", ["hue", "side"], sum(SIZES))
-    _, targets = runtime.rng(cfg.pairs.seed, "swaps").integers(30, size=(2, 8))
+    _, targets = runtime.rng(cfg.pairs.seed, "swaps").integers(30, size=(8, 2)).T
     rows = targets[[0, 0, 0, 0, 0, 0, 6, 6]]
     target = np.load(data / "images_train.npy")[rows]
     z = model.encode(torch.from_numpy(target).permute(0, 3, 1, 2) / 127.5 - 1)
