@@ -64,7 +64,15 @@ def test_at_the_start_nothing_is_guided_and_the_loss_is_the_frozen_models_own() 
 def test_the_reconstruction_is_the_mean_absolute_error_of_the_shifted_noise() -> None:
     learner, batch = made("disdiff_plain")
     parts = learner(batch)
-    assert set(parts) == {"loss", "reconstruction", "smallest_field", "largest_field", "active", "spread"}
+    assert set(parts) == {
+        "loss",
+        "reconstruction",
+        "smallest_field",
+        "largest_field",
+        "active",
+        "spread",
+        "participation",
+    }
     fields = learner.decoder.fields(learner.encoder(batch["x0"]), batch["trunk"])
     errors = []
     for i in range(COUNT):
@@ -219,6 +227,9 @@ def test_distances_that_run_away_are_warned_of_beyond_twice_the_logarithm() -> N
     task = task_of("disdiff")
     assert {name: high for name, (_, high, _) in task.warnings.items()} == dict.fromkeys(
         ("invariant", "variant"), 2 * math.log(4)
+    )
+    assert task.warnings["variant"][2].format(value=3.0) == (
+        "the distances of codes run away (3.000); lower representation.codes.weight"
     )
 
 
