@@ -23,7 +23,7 @@ from diffsiam.training import disentangle, loop, methods
 from diffsiam.training.inputs import Inputs
 
 _IMAGES = 4096  # of which the variance of pixels is taken
-_ACTIVE = 0.05  # standard deviation from which a code counts as used, as in the FactorVAE score
+_ACTIVE = 0.05  # standard deviation of its largest number, over a batch, from which a code counts as used
 
 
 def make_task(
@@ -74,8 +74,8 @@ class Learner(nn.Module):
         if self.method.disentangle:
             parts |= self.disentangling(z, fields, batch)
             loss = loss + parts["disentangling"]
-        size = fields.detach().abs().mean(dim=(0, 2, 3, 4))  # of each field: one that takes all leaves the others idle
-        parts["smallest_field"], parts["largest_field"] = size.min(), size.max()
+        sizes = fields.detach().abs().mean(dim=(0, 2, 3, 4))  # of each field: one that takes all leaves the others idle
+        parts |= {f"field_{c}": size for c, size in enumerate(sizes.unbind(), start=1)}
         used = z.detach().unflatten(1, (self.codes.count, -1)).std(dim=0).amax(dim=1) >= _ACTIVE
         parts["active"], parts["spread"] = used.sum(), spread(z.detach())
         parts["participation"] = participation_ratio(z.detach())
@@ -113,7 +113,7 @@ class Learner(nn.Module):
             "variant": (share * variant).sum(),
             "invariant_accuracy": (share * (of.invariant.argmax(1) == drawn)).sum(),
             "variant_accuracy": (share * (of.variant.argmax(1) == drawn)).sum(),
-            "gamma": gamma.mean(),
+            "gamma": (share * gamma).sum(),
             "largest_gamma": gamma.max(),
         }
 

@@ -2,8 +2,8 @@
 
 125 points of R^12 are all combinations of three factors with five values each, mixed by a random rotation. Their exact
 denoiser is a softmax over the points, so nothing but the loss is on trial; encoder and fields are small perceptrons.
-``python -m tests.benchmarks.toy_disdiff`` trains five seeds, without the disentangling loss and with two weights of it,
-and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
+``python -m tests.benchmarks.toy_disdiff`` trains five seeds, without the disentangling loss and with four weights
+of it, and writes docs/measured/toy/disdiff.csv: FactorVAE score and DCI of each run.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def scores(codes: Tensor) -> dict[str, float | None]:
     grid = Grid(("first", "second", "third"), (VALUES,) * FACTORS)
     z = codes.numpy()
     one = disentanglement.principal(z, CODES).codes
-    alone, whole = (disentanglement.importances(x, grid, DRAWS, 0, "sklearn").matrix for x in (one, z))
+    alone, whole = (disentanglement.importances(x, grid, DRAWS, 0, "fast").matrix for x in (one, z))
     return {
         "factorvae": disentanglement.factor_vae(one, grid, DRAWS, 0)[0],
         "dci": disentanglement.disentanglement(alone),

@@ -140,7 +140,7 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     modules = {m for level in digest.STAGE_MODULES if digest.digest(level) in codes for m in digest.modules(level)}
     files = {str(digest.source(m).relative_to(digest.PACKAGE.parent)) for m in modules} | {job["file"] for job in jobs}
 
-    own = {leaf for job in jobs for leaf in leaves(json.loads(job["params"].get("own", "{}")))}
+    own = {known(leaf, params) for job in jobs for leaf in leaves(json.loads(job["params"].get("own", "{}")))}
     if any(job["rule"] == "diffusion" for job in jobs):  # by diffusion.source, which DVC does not look at
         own |= set().union(*(leaves(share(params, source, "")) for source in ("pretrain", "fetch")))
     scored = [job["wildcards"] for job in jobs if {*job["wildcards"].values()} & {*factors}]
@@ -153,7 +153,8 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     return {
         "outs": ({covering(file, outs) for file in outputs}, outs),
         "deps": ({covering(file, deps) for file in inputs} | files, deps),
-        "params": (own | lists, {leaf for name in names for leaf in leaves(at(params, name), name)}),
+        # Overrides are asked for as a whole: what of them reaches a job stands in its own parameters.
+        "params": (own | lists, {leaf for name in names - {"overrides"} for leaf in leaves(at(params, name), name)}),
     }
 
 
@@ -166,6 +167,13 @@ def at(tree: Any, name: str) -> Any:
     for key in name.split("."):
         tree = tree[key]
     return tree
+
+
+def known(leaf: str, params: Any) -> str:
+    """``leaf``, or what is above it and null in params.yaml, of which a data set's overrides have more."""
+    keys = leaf.split(".")
+    heads = (".".join(keys[:i]) for i in range(1, len(keys)))
+    return next((head for head in heads if at(params, head) is None), leaf)
 
 
 def leaves(tree: Any, prefix: str = "") -> set[str]:
