@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diffsiam import params
 from diffsiam.errors import UserError
-from diffsiam.evaluation import knn, logistic, metrics, store
+from diffsiam.evaluation import knn, logistic, metrics, rank, store
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -96,8 +96,9 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
 
 
 def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: int) -> dict[str, Any]:
-    """Test score with its interval, the whole validation curve, k-nearest-neighbour accuracy, the accuracy of each
-    class with the confusion matrix, and which test images are classified rightly (`metrics.pack`).
+    """Test score with its interval, the whole validation curve, k-nearest-neighbour accuracy, the rank of the test
+    features, the accuracy of each class with the confusion matrix, and which test images are classified rightly
+    (`metrics.pack`).
 
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
@@ -133,6 +134,7 @@ def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: i
             "k": knn.K,
             "accuracy": metrics.score(metrics.confusion(data.test_labels, nearest, classes), metric).accuracy,
         },
+        "rank": rank.measure(data.test),
         "per_class": dict(zip(data.classes, per_class, strict=True)),
         "confusion": counts.tolist(),
         "correct": metrics.pack(predicted == data.test_labels, data.test_labels),

@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He 2021): heads, loss and the measure of collapse."""
+"""SimSiam (Chen & He 2021): heads, loss and the measures of collapse."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def spread(z: Tensor) -> Tensor:
     """sqrt(d) times the mean per-dimension standard deviation of z / |z|, (N, d) -> scalar: 0 is collapse, 1 an even
     spread over the sphere (rectified features, all on one side, stay below 1)."""
     return functional.normalize(z.float(), dim=1).std(dim=0).mean() * z.shape[1] ** 0.5
+
+
+@torch.no_grad()
+def participation_ratio(z: Tensor) -> Tensor:
+    """(sum l)^2 / sum l^2 of the eigenvalues l of the covariance of z, (N, d) -> float64 scalar: in how many directions
+    z varies, from 1 to min(d, N - 1); 0 where all rows are equal. `spread` does not see that rank.
+
+    sum l is the squared norm of the centred rows X and sum l^2 that of X'X or of XX', whichever is smaller: a product,
+    in a precision that autocast leaves alone, where a decomposition could not be captured.
+    """
+    x = z.double() - z.double().mean(dim=0)
+    products = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return x.square().sum().square() / products.square().sum().clamp_min(torch.finfo(x.dtype).tiny)

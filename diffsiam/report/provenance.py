@@ -38,7 +38,7 @@ def _data(metas: Iterable[dict[str, Any]]) -> list[str]:
 
 def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list[str]:
     """From records and histories. Networks that were fetched or left untrained have no row."""
-    rows = [["Training", "Seed", "Steps", "Batch", "Hours", "Last loss", "Spread", "Ended (UTC)"]]
+    rows = [["Training", "Seed", "Steps", "Batch", "Hours", "Last loss", "Spread", "Participation", "Ended (UTC)"]]
     total = 0.0
     made: dict[str, None] = {}  # a set that keeps the order
     for record, history in trainings:
@@ -56,15 +56,15 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
         total += spent
         title = methods.lookup(record["method"]).title if "method" in record else "Diffusion model"
         seed = record["seed"] if "method" in record else params["diffusion"]["seed"]
-        spread = f"{last['spread']:.2f}" if "spread" in last else ""
+        uses = [f"{last[name]:.2f}" if name in last else "" for name in ("spread", "participation")]
         ended = collected["date"][:16].replace("T", " ")
-        rows.append(
-            [title, str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}", spread, ended]
-        )
+        facts = [str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}"]
+        rows.append([title, *facts, *uses, ended])
     return [
         f"**What made these numbers.** {total:.2f} hours of training, added up, evaluation aside; of interrupted",
         "trainings the steps that were kept. Spread: 0 where all representations point the same way, 1 evenly over",
-        "the sphere.",
+        "the sphere. Participation: in how many directions they vary, of a batch, (sum l)^2 / sum l^2 of the",
+        "eigenvalues l of their covariance; empty where it was not recorded.",
         "",
         *aligned(rows),
         "",

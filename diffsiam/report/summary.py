@@ -21,6 +21,11 @@ from diffsiam.training import methods
 _BASELINE = "simsiam"
 _THESIS_PRETRAIN = "CIFAR10"  # what the thesis trains the encoders of its tables on
 _SHARED = "the thesis's sets"  # in place of a data set: the transfer sets that the thesis prints too
+_FEATURES = {  # what is said of features beside the accuracies
+    "RankMe": "RankMe{of}: exp of the entropy of the test features' singular values over their sum.",
+    "Participation": "Participation: (sum l)^2 / sum l^2 of the eigenvalues l of their covariance.",
+    "Mean norm": "Mean norm: of the train features.",
+}
 _SEEN, _REVERSED, _UNTOLD = (
     "seen in {}",
     "not seen in {} (a step is reversed)",
@@ -41,7 +46,9 @@ def run(linear: Sequence[Path], fewshot: Sequence[Path], references: Sequence[Pa
     results = [runtime.read_json(path) for path in linear], [runtime.read_json(path) for path in fewshot]
     differences = paired.table(*results, pretrain)
     thesis = pd.concat([runtime.read_csv(path) for path in references], ignore_index=True)
-    summary = text(_accuracies(*results), differences, thesis, pretrain)
+    summary = text(
+        _accuracies(*results), differences, thesis, pretrain, _features([*results[0], *results[1]], pretrain)
+    )
     with runtime.atomic(out.with_name("paired.csv")) as temporary:
         differences.to_csv(temporary, index=False, float_format="%.4f")
     save(paired.draw(differences, pretrain), out.with_name("paired.png"))
@@ -73,7 +80,11 @@ def encoder(folder: Path, datasets: Sequence[str], refused: Mapping[tuple[str, s
         for column, score in (probe | few).items():
             scores.loc[name, column] = score["accuracy"]
             cells.loc[name, column] = tables.cell(score["accuracy"], score.get("ci95"))
-    order = sorted(scores.columns, key=lambda column: column.endswith("-shot"))
+        for column, value in _of_features(result).items():
+            scores.loc[name, column] = value
+            cells.loc[name, column] = tables.cell(value)
+    last = ["-shot", *_FEATURES]
+    order = sorted(scores.columns, key=lambda column: [column.endswith(end) for end in reversed(last)])
     scores, cells = scores[order], cells[order]
     means = scores.mean(skipna=False)  # of all data sets or of none
     rows = [["Data set", *cells.columns], *([name, *row.fillna("")] for name, row in cells.iterrows())]
@@ -81,6 +92,8 @@ def encoder(folder: Path, datasets: Sequence[str], refused: Mapping[tuple[str, s
     method = next(iter(results.values()))["method"]
     missing = [f"- {what} of {name}: {reason}" for (name, what), reason in refused.items()]
     lines = [f"**{method}**: accuracy in percent ± 95 % half-width", "", *aligned(rows), ""]
+    meaning = _meaning(list(results.values()))
+    lines += [*meaning, ""] if meaning else []
     lines += [*_scale(method, episodes), ""] if episodes else []
     lines += ["Not computed:", *missing, ""] if missing else []
     table = "\n".join(lines)
@@ -93,21 +106,65 @@ def _scale(method: str, episodes: Sequence[dict[str, Any]]) -> list[str]:
     scaled = tables.scaling(episodes)
     if scaled or ":" not in method:  # trained here
         return scaled
-    norms = ", ".join(f"{result['dataset']} {result['mean_norm']:.3g}" for result in episodes)
     return textwrap.wrap(
-        f"Few-shot accuracies depend on the scale of the features, because the thesis's learning rate is fixed. Mean "
-        f"norms here: {norms}. With `fewshot.normalize: norm` all are scaled to one.",
+        "Few-shot accuracies depend on the scale of the features, because the thesis's learning rate is fixed. With "
+        "`fewshot.normalize: norm` all are scaled to one mean norm.",
         118,
     )
 
 
-def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str) -> str:
+def _of_features(result: dict[str, Any]) -> dict[str, float]:
+    """What a linear or few-shot result says of the features themselves; older ones say less, or nothing."""
+    rank = result.get("rank", {})
+    found = {
+        "RankMe": rank.get("rankme"),
+        "Participation": rank.get("participation"),
+        "Mean norm": result.get("mean_norm"),
+    }
+    return {title: value for title, value in found.items() if value is not None}
+
+
+def _meaning(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What the numbers of `_of_features` are, where there are any."""
+    titles = {title for result in results for title in _of_features(result)}
+    dimensions = {str(result["rank"]["dimensions"]) for result in results if "rank" in result}
+    of = f", of {' or '.join(sorted(dimensions))} dimensions"
+    return textwrap.wrap(" ".join(said.format(of=of) for title, said in _FEATURES.items() if title in titles), 118)
+
+
+def _features(results: Sequence[dict[str, Any]], pretrain: str) -> list[str]:
+    """Rank and mean norm of the features of every method, or nothing where no result holds them."""
+    found = [
+        {
+            "method": r["method"],
+            "place": r["dataset"] if r["dataset"] == pretrain else paired.AVERAGE,
+            "seed": r["seed"],
+        }
+        | _of_features(r)
+        for r in results
+        if _of_features(r)
+    ]
+    if not found:
+        return []
+    frame = pd.DataFrame(found)
+    titles = [title for title in _FEATURES if title in frame]
+    rows = [["Method", "Features of", *titles]]
+    for (method, place), part in frame.groupby(["method", "place"], sort=False):
+        cells = [_mean_cell(part.dropna(subset=title), title) for title in titles]
+        rows.append([methods.lookup(str(method)).title, str(place), *cells])
+    return ["**The features themselves.**", *_meaning(results), "", *aligned(rows), ""]
+
+
+def text(
+    scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, features: Sequence[str]
+) -> str:
     """The summary.
 
     Args:
         scores: protocol, method, dataset, seed, accuracy, one row each.
         differences: of `paired.table`.
         thesis: method, dataset, accuracy and shots, which is missing for Table 4.1.
+        features: lines on the features themselves.
     """
     titles = {name: methods.lookup(name).title for name in scores["method"].unique()}
     names = [name for name in scores["dataset"].unique() if name != pretrain]
@@ -133,6 +190,7 @@ def text(scores: pd.DataFrame, differences: pd.DataFrame, thesis: pd.DataFrame, 
         "",
         *aligned(rows),
         "",
+        *features,
     ]
     compared = differences.assign(protocol=differences["shots"].map(_label))
     compared = pd.concat([compared, _shared(compared, thesis, pretrain)])
@@ -173,8 +231,8 @@ def _label(shots: Any) -> str:
     return "Linear" if pd.isna(shots) else f"{shots:.0f}-shot"
 
 
-def _mean_cell(part: pd.DataFrame) -> str:
-    by_seed = part.groupby("seed")["accuracy"].mean()
+def _mean_cell(part: pd.DataFrame, column: str = "accuracy") -> str:
+    by_seed = part.groupby("seed")[column].mean()
     return tables.cell(by_seed.mean(), spread=by_seed.std()) if len(by_seed) else ""
 
 

@@ -13,7 +13,7 @@ from diffsiam.data import augment, pixels
 from diffsiam.data.images import Images
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.models import encoder, segments
-from diffsiam.models.simsiam import Heads, spread
+from diffsiam.models.simsiam import Heads, participation_ratio, spread
 from diffsiam.params import Representation
 from diffsiam.training import loop, methods
 from diffsiam.training.inputs import Inputs
@@ -21,7 +21,7 @@ from diffsiam.training.inputs import Inputs
 if TYPE_CHECKING:  # diffusers takes seconds to import, and not every method has a diffusion model
     from diffsiam.models.unet import DiffusionModel
 
-COLLAPSING = "the representation is collapsing"
+COLLAPSING = "the representation is collapsing: spread {spread:.3f}, participation ratio {participation:.1f}"
 
 
 def make_task(
@@ -75,7 +75,7 @@ class Learner(nn.Module):
             z = self.encoder(batch["x0"])
             parts["diffusion"] = self.diffusion_loss(z, batch)
             loss = loss + self.cfg.diffusion_weight * parts["diffusion"]
-        parts["spread"] = spread(z.detach())
+        parts["spread"], parts["participation"] = spread(z.detach()), participation_ratio(z.detach())
         return {"loss": loss, **parts}
 
     def diffusion_loss(self, z: Tensor, batch: dict[str, Any]) -> Tensor:

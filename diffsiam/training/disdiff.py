@@ -16,7 +16,7 @@ from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.models import encoder
 from diffsiam.models.codes import CodeDecoder
-from diffsiam.models.simsiam import spread
+from diffsiam.models.simsiam import participation_ratio, spread
 from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Codes, Representation
 from diffsiam.training import disentangle, loop, methods
@@ -42,7 +42,7 @@ def make_task(
     assert dm is not None
     learner = Learner(methods.lookup(name), cfg, images.shape[1], dm)
     high = 2 * math.log(cfg.codes.count)
-    runaway = "the distances of codes run away; lower representation.codes.weight"
+    runaway = "the distances of codes run away ({value:.3f}); lower representation.codes.weight"
     return loop.Task(
         name,
         learner,
@@ -78,6 +78,7 @@ class Learner(nn.Module):
         parts |= {f"field_{c}": size for c, size in enumerate(sizes.unbind(), start=1)}
         used = z.detach().unflatten(1, (self.codes.count, -1)).std(dim=0).amax(dim=1) >= _ACTIVE
         parts["active"], parts["spread"] = used.sum(), spread(z.detach())
+        parts["participation"] = participation_ratio(z.detach())
         return {"loss": loss, **parts}
 
     def reconstruction(self, total: Tensor, batch: dict[str, Any]) -> Tensor:

@@ -48,7 +48,8 @@ class Task:
         snapshot: called with the step number after each of `Plan.snapshots`, on one process.
         kept: parts of ``module`` that the run leaves behind as they are, beside the averaged ones.
         warnings: name of a returned scalar to (lowest, highest, message), said when a record leaves these limits and
-            not again while it stays outside.
+            not again while it stays outside. The message may name any scalar of the record, in braces, and its own
+            as ``value``.
     """
 
     name: str
@@ -209,10 +210,8 @@ def _guard(task: Task, plan: Plan, history: list[dict[str, float]], here: World)
         raise _diverged(task, plan, f"the loss is not finite at step {row['step']:.0f} ({parts})")
     for name, (low, high, message) in task.warnings.items():
         if here.first and not low <= row[name] <= high and (before is None or low <= before[name] <= high):
-            print(
-                f"{task.name}: warning at step {row['step']:.0f}: {message} ({row[name]:.3f})",
-                file=sys.stderr,
-            )
+            said = message.format(**row, value=row[name])
+            print(f"{task.name}: warning at step {row['step']:.0f}: {said}", file=sys.stderr)
 
 
 def _diverged(task: Task, plan: Plan, what: str) -> UserError:

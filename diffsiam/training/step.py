@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffsiam import graph, runtime
+from diffsiam.errors import UserError
 from diffsiam.training.inputs import Inputs
 
 
@@ -127,7 +128,11 @@ class Step:
             torch.manual_seed(runtime.derive_seed(self.inputs.seed, "dropout", f"{step}/{self.inputs.rows.start}"))
 
     def run(self) -> None:
-        """The step on what was loaded."""
+        """The step on what was loaded.
+
+        Raises:
+            UserError: the record that was taken up is of other scalars.
+        """
         for optimizer, _ in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -148,6 +153,11 @@ class Step:
         values = torch.stack([value.detach().double() for value in parts.values()])
         if self.sums is None:
             self.names, self.sums = tuple(parts), torch.zeros_like(values)
+        if self.names != tuple(parts):
+            raise UserError(
+                f"The checkpoint was left by another version of this project: it records {', '.join(self.names)}; this "
+                f"version, {', '.join(parts)}. Go on with that version, or delete the checkpoint to start over."
+            )
         self.sums.add_(values)
 
     def capture(self) -> None:

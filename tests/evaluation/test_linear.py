@@ -162,6 +162,9 @@ def test_run_writes_score_curve_neighbours_and_confusion(digits, files, tmp_path
     assert result["knn"]["accuracy"] == pytest.approx(nearest, abs=0.5)  # which break ties in another way
     assert abs(nearest - result["accuracy"]) > 1
     assert [entry["l2"] for entry in result["validation"]] == pytest.approx(np.geomspace(1e4, 1e-3, 8))
+    eigenvalues = np.linalg.eigvalsh(np.cov(digits["test"].astype(np.float64), rowvar=False))  # not the train images'
+    assert result["rank"]["participation"] == pytest.approx(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
+    assert 1 < result["rank"]["rankme"] < result["rank"]["dimensions"] == 64
 
 
 def test_a_best_penalty_at_the_edge_is_warned_about(files, tmp_path, capsys):

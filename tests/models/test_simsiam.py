@@ -1,4 +1,4 @@
-"""SimSiam's loss against the formulas of Eq. 3.9 and 3.10, its heads, and the measure of collapse."""
+"""SimSiam's loss against the formulas of Eq. 3.9 and 3.10, its heads, and the measures of collapse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffsiam.models.simsiam import Heads, negative_cosine, spread
+from diffsiam.models.simsiam import Heads, negative_cosine, participation_ratio, spread
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -129,3 +129,23 @@ def test_spread_is_zero_for_a_collapsed_and_one_for_an_even_batch() -> None:
 def test_spread_by_hand() -> None:
     """Rows (1, 0) and (0, 2): normalised (1, 0), (0, 1); standard deviation sqrt(1/2) in both; times sqrt(2)."""
     assert spread(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item() == pytest.approx(math.sqrt(0.5) * math.sqrt(2))
+
+
+@pytest.mark.parametrize("shape", [(128, 16), (16, 128)])
+def test_participation_ratio_is_that_of_the_eigenvalues_of_the_covariance(shape: tuple[int, int]) -> None:
+    z = draw(*shape) * torch.logspace(0, -2, shape[1]) + 5
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(z.double().T))
+    literal = eigenvalues.sum().square() / eigenvalues.square().sum()
+    assert participation_ratio(z).item() == pytest.approx(literal.item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert participation_ratio(z).item() == pytest.approx(literal.item(), rel=1e-6)
+
+
+def test_participation_ratio_counts_directions_where_spread_sees_none_missing() -> None:
+    """A line through 0: its two ends are as wide apart on the sphere, sqrt(2 / pi), as an even batch is, 1, almost."""
+    line = torch.cat([draw(1, 64), -draw(1, 64)]).repeat(32, 1) * torch.linspace(1, 2, 64)[:, None]
+    assert participation_ratio(line).item() == pytest.approx(1, abs=1e-9)
+    assert spread(line).item() > 0.7
+    even = draw(20_000, 64)
+    assert participation_ratio(even).item() == pytest.approx(64, rel=0.01)
+    assert participation_ratio(torch.ones(16, 8)).item() == 0

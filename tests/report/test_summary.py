@@ -286,10 +286,50 @@ def test_what_was_refused_leaves_a_gap_and_no_average(tmp_path: Path) -> None:
     assert text.endswith("\nNot computed:\n- linear of digits: too few.\n")
 
 
+RANK = {"rank": {"rankme": 31.25, "participation": 4.5, "dimensions": 64}}
+
+
+def test_rank_and_norm_stand_beside_one_encoders_accuracies_where_the_results_hold_them(tmp_path: Path) -> None:
+    linear = [small_results.linear("net", d, 0, 50.0) for d in ("digits", "photos")]
+    fewshot = [small_results.fewshot("net", d, 0, {"1": [8]}) | {"mean_norm": 27.31} for d in ("digits", "photos")]
+    text = of_one_encoder(tmp_path, [linear[0] | RANK, linear[1]], fewshot, {})  # photos of before ranks were recorded
+    found = small_results.rows(text)
+    assert found["Data set",] == ["Linear", "k-NN", "1-shot", "RankMe", "Participation", "Mean norm"]
+    assert found["digits",][-3:] == ["31.25", "4.50", "27.31"]
+    assert found["photos",][-3:] == ["", "", "27.31"]
+    assert found["Avg.",][-3:] == ["", "", "27.31"]
+    assert "RankMe, of 64 dimensions: " in text
+
+
+def test_the_summary_shows_rank_and_norm_by_method_on_the_set_pretrained_on_and_on_transfer(tmp_path: Path) -> None:
+    linear, fewshot = results(CORRECT)
+    without = make(tmp_path)
+    of = {"CIFAR10": 20, "CIFAR100": 30, "Flowers": 50}
+    for result in linear:
+        rankme = of[result["dataset"]] + METHODS.index(result["method"]) + 2 * result["seed"]
+        result["rank"] = {"rankme": rankme, "participation": 2 + result["seed"], "dimensions": 64}
+    for result in fewshot:
+        result["mean_norm"] = 5.0 + result["seed"]
+    paths = small_results.write(tmp_path / "l", linear), small_results.write(tmp_path / "f", fewshot)
+    summary.run(*paths, REFERENCES, "CIFAR10", tmp_path / "summary.md")
+    text = (tmp_path / "summary.md").read_text()
+    assert max(map(len, text.splitlines())) <= 120
+    before, _, rest = text.partition("**The features themselves.**")
+    table, _, after = rest.partition("\n\n**Difference")
+    assert before + "**Difference" + after == without  # which has no such part
+    found = small_results.rows(table)
+    assert found["Method",] == ["Features of", "RankMe", "Participation", "Mean norm"]
+    # SimSiam: 20 and 22 on CIFAR10, 40 and 42 on average over the others; hier. 2 more. Then 2 and 3; 5 and 6.
+    assert found["SimSiam",] == ["CIFAR10", "21.00 (1.41)", "2.50 (0.71)", "5.50 (0.71)"]
+    assert found["SimSiam", "Transfer avg."] == ["41.00 (1.41)", "2.50 (0.71)", "5.50 (0.71)"]
+    assert found["DiffSiam hier.",] == ["CIFAR10", "23.00 (1.41)", "2.50 (0.71)", "5.50 (0.71)"]
+    assert found["DiffSiam hier.", "Transfer avg."] == ["43.00 (1.41)", "2.50 (0.71)", "5.50 (0.71)"]
+
+
 @pytest.mark.parametrize(
     ("method", "facts", "said"),
     [
-        ("torchvision:resnet18", {"mean_norm": 27.31}, "Mean norms here:\ndigits 27.3."),
+        ("torchvision:resnet18", {"mean_norm": 27.31}, "Few-shot accuracies depend on the scale of the features"),
         (
             "torchvision:resnet18",
             {"mean_norm": 5.0, "scale": 4.0},
@@ -304,4 +344,4 @@ def test_few_shot_of_a_foreign_encoder_says_what_it_depends_on(
     fewshot = [small_results.fewshot(method, "digits", 0, {"1": [3]}) | facts]
     linear = [small_results.linear(method, d, 0, 50.0) for d in ("digits", "photos")]
     text = of_one_encoder(tmp_path, linear, fewshot, {("photos", "fewshot"): "too few."})
-    assert said in text if said else "norm" not in text
+    assert said in text if said else "scale" not in text

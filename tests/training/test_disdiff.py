@@ -64,7 +64,8 @@ def test_at_the_start_nothing_is_guided_and_the_loss_is_the_frozen_models_own() 
 def test_the_reconstruction_is_the_mean_absolute_error_of_the_shifted_noise() -> None:
     learner, batch = made("disdiff_plain")
     parts = learner(batch)
-    assert set(parts) == {"loss", "reconstruction", "active", "spread"} | {f"field_{c}" for c in range(1, 5)}
+    each = {f"field_{c}" for c in range(1, 5)}
+    assert set(parts) == {"loss", "reconstruction", "active", "spread", "participation"} | each
     fields = learner.decoder.fields(learner.encoder(batch["x0"]), batch["trunk"])
     assert parts["field_3"].item() == pytest.approx(fields[:, 2].abs().mean().item(), rel=1e-5)
     errors = []
@@ -220,6 +221,9 @@ def test_distances_that_run_away_are_warned_of_beyond_twice_the_logarithm() -> N
     task = task_of("disdiff")
     assert {name: high for name, (_, high, _) in task.warnings.items()} == dict.fromkeys(
         ("invariant", "variant"), 2 * math.log(4)
+    )
+    assert task.warnings["variant"][2].format(value=3.0) == (
+        "the distances of codes run away (3.000); lower representation.codes.weight"
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffsiam import params, runtime
 from diffsiam.errors import UserError
-from diffsiam.training import loop
+from diffsiam.training import diffsiam, loop
 from diffsiam.training.inputs import Inputs, step_indices
 from diffsiam.training.parallel import World
 from diffsiam.training.step import Average, averaging_decay
@@ -426,7 +426,7 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
 ) -> None:
     class Falling(Regression):
         def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {**super().forward(batch), "spread": batch["spread"]}
+            return {**super().forward(batch), "spread": batch["spread"], "participation": 30 * batch["spread"]}
 
     spreads = iter([0.5, 0.5, 0.05, 0.04, 0.03, 0.5, 0.5, 0.02, 0.5, 0.5, 0.5, 0.5])
 
@@ -434,13 +434,27 @@ def test_a_warning_is_said_when_a_record_falls_below_its_limit_and_not_at_every_
         return {**take(inputs), "spread": torch.tensor(next(spreads))}
 
     loop.train(
-        task_of(Falling(), batch, warnings={"spread": (0.1, 0.9, "the representation is collapsing")}),
+        task_of(Falling(), batch, warnings={"spread": (0.1, 0.9, diffsiam.COLLAPSING)}),
         plan_of(tmp_path),
         ALONE,
     )
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [line.split(":")[1].strip() for line in warnings] == ["warning at step 3", "warning at step 8"]
-    assert "collapsing (0.050)" in warnings[0]
+    assert "collapsing: spread 0.050, participation ratio 1.5" in warnings[0]
+
+
+def test_a_checkpoint_that_records_other_scalars_is_refused_by_their_names(tmp_path: Path) -> None:
+    class Renamed(Regression):
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {**super().forward(batch), "participation": batch["x"].mean()}
+
+    plan = stopped_run(tmp_path)
+    before = plan.checkpoint.read_bytes()
+    with pytest.raises(
+        UserError, match=r"another version .* it records loss, double; this version, loss, double, participation\."
+    ):
+        loop.train(task_of(Renamed()), plan, ALONE)
+    assert plan.checkpoint.read_bytes() == before
 
 
 # --------------------------------------------------------------------------------------------------- precision

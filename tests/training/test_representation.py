@@ -167,12 +167,17 @@ def test_simsiam_term_is_equation_3_9_of_two_different_views(name: str) -> None:
 def test_total_is_the_weighted_sum_of_the_methods_terms(name: str) -> None:
     cfg = settings(ssl_weight=0.7, diffusion_weight=3.0)
     learner, dm = make(name, cfg)
-    parts = learner(batch_of(name, cfg, dm if METHODS[name].diffusion else None))
+    batch = batch_of(name, cfg, dm if METHODS[name].diffusion else None)
+    parts = learner(batch)
     terms = {"ssl": METHODS[name].ssl, "diffusion": METHODS[name].diffusion}
     assert {term for term in terms if term in parts} == {term for term, has in terms.items() if has}
     expected = 0.7 * parts.get("ssl", torch.zeros(())) + 3.0 * parts.get("diffusion", torch.zeros(()))
     assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
     assert 0 <= parts["spread"].item() <= 1.5
+    z = learner.encoder(batch["x0" if METHODS[name].diffusion else "view1"]).detach().double()
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(z.T))
+    participation = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
+    assert parts["participation"].item() == pytest.approx(participation.item(), rel=1e-4)
 
 
 def test_at_the_start_the_diffusion_term_is_the_frozen_models_own_error() -> None:

@@ -134,7 +134,7 @@ def test_a_step_of_every_method_neither_waits_nor_copies(name: str, clip: float 
         step.run()
     assert step.sums is not None
     assert step.sums.device == GPU
-    assert set(step.names) >= {"loss", "spread"} | ({"grad_norm"} if clip else set())
+    assert set(step.names) >= {"loss", "spread", "participation"} | ({"grad_norm"} if clip else set())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
