@@ -40,6 +40,8 @@ def changed(raw: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     *parents, last = key.split(".")
     for parent in parents:
         node = node[parent]
+    if key == "overrides" and isinstance(value, dict):
+        value = node[last] | value  # DisDiff needs those that are there
     if value is REMOVE:
         del node[last]
     else:
@@ -244,7 +246,7 @@ def test_a_mistake_is_named_with_its_key_its_value_and_what_is_allowed(
 
 
 def test_an_override_changes_its_own_keys_for_its_own_data_set(raw: dict[str, Any]) -> None:
-    raw["overrides"] = {"CelebA": {"data": {"image_size": 64}, "diffusion": {"unet": {"dropout": 0.0}}}}
+    raw["overrides"] |= {"CelebA": {"data": {"image_size": 64}, "diffusion": {"unet": {"dropout": 0.0}}}}
     params.check(raw)
     assert params.of(raw, "sprites") == raw
     expected = copy.deepcopy(raw)
