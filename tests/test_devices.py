@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from diffsiam import params, runtime
 from diffsiam.data import augment
-from diffsiam.diffusion.schedule import Schedule
 from diffsiam.evaluation import features
 from diffsiam.models.encoder import Encoder
 from diffsiam.training import diffsiam as segmented
@@ -89,16 +88,17 @@ def test_views_are_those_of_the_cpu_in_float64(device: str) -> None:
 def test_loss_and_gradients_are_those_of_the_cpu_in_float64(name: str, device: str) -> None:
     """tf32, the default of a GPU's convolutions, would be some 1e-3 away."""
     runtime_on(device)
-    cfg, dm = tiny.section(params.Representation, encoder_width=2), tiny.diffusion_model()
+    cfg, dm = tiny.representation_of(name, encoder_width=2), tiny.diffusion_model()
     torch.manual_seed(1)
-    learner = segmented.Learner(METHODS[name], cfg, tiny.SIDE, dm).train()
-    for p in learner.decoder.parameters() if learner.decoder is not None else ():
+    task = representation.make_task(name, cfg, torch.from_numpy(tiny.images()), dm, torch.device("cpu"))
+    learner = task.module.train()
+    for p in task.averaged["decoder"].parameters() if "decoder" in task.averaged else ():
         nn.init.normal_(p, std=0.2)
     exact, frozen = copy.deepcopy(learner).double(), copy.deepcopy(dm).double()
 
-    x0 = torch.rand(6, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    batch: dict[str, Any] = {"x0": x0, "view1": x0.flip(3), "view2": x0.flip(2)}
-    batch |= segmented.diffusion_batch(dm, Schedule(), METHODS[name], cfg, x0, runtime.generator(0, "noise"))
+    with torch.no_grad():
+        batch = task.batch(tiny.given(0, 6))
+    x0 = batch["x0"]
     loss = learner.to(device)(moved(batch, device))["loss"]
     with in_float64():
         reference = exact(moved(batch, "cpu", torch.float64))["loss"]

@@ -255,7 +255,8 @@ def test_codes_are_scikit_learns_first_components_up_to_the_sign() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- the record
-CFG = params.Disentanglement(("rooms",), ("pdae",), ("dci_block", "mig", "beta_vae", "sap"), FEW, "fast", 0)
+METRICS, SWAPS = ("dci_block", "mig", "beta_vae", "sap"), params.Swaps("shared", 8)
+CFG = params.Disentanglement(("rooms",), ("pdae",), METRICS, FEW, "fast", 0, SWAPS)
 
 
 def files(folder: Path, z: np.ndarray) -> tuple[Path, Path, Path]:
