@@ -58,7 +58,7 @@ print("z", tuple(diffsiam.invert(trained, "a.png")[0].shape))
 options = ["--params", "demo", "--params", {few!r}, "--pretrain", "sprites", "--out", "strip.png"]
 print("status", cli.main(["counterfactual", "a.png", "a.png", "--segments", "0-2", *options]))
 print("schema", schema.SCHEMA)
-print("thesis", cli._reference("thesis_table4_1.csv").is_file(), cli._reference(f"thesis_table{"4_2"}.csv").is_file())
+print("thesis", cli._reference("thesis_table4_1.csv").is_file(), cli._reference("thesis_table4_2.csv").is_file())
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
