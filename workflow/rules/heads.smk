@@ -80,16 +80,13 @@ for protocol, kind in LABELS.items():
             "--params {params.own:q} 2>&1 | tee {log}"
 
 
-def heads_results(wildcards):
-    """The floors' and every encoder's."""
-    names = [f"{protocol}_{on}.json" for protocol, datasets in HEADS_ON.items() for on in datasets]
-    folders = expand(HEADS, pretrain=config["pretrain"], method=config["methods"], seed=config["seeds"])
-    return [f"{folder}/{name}" for folder in [FLOORS, *folders] for name in names]
+# The floors' results and every encoder's.
+HEADS_ASKED = [f"{protocol}_{on}.json" for protocol, datasets in HEADS_ON.items() for on in datasets]
 
 
 rule heads_table:
     input:
-        results=heads_results,
+        results=[f"{folder}/{name}" for folder in (FLOORS, *every(HEADS)) for name in HEADS_ASKED],
         config=expand(f"{ENCODER}/config.json", pretrain=config["pretrain"], method=config["methods"], seed=config["seeds"]),
         meta=expand(f"{DATA}/meta.json", dataset=sorted({on for datasets in HEADS_ON.values() for on in datasets})),
         reference=str(HERE / "workflow/reference/diti_attributes.csv"),
