@@ -38,7 +38,7 @@ def experiment(raw: Raw, of: Of) -> list[str]:
         *(_own, _image_sizes, _codes, _unets, _classes, _validation, _attributes),
         *(_heads, _disentanglement, _ranges, _figures, _pairs),
     )
-    return [line for rule in rules for line in rule(raw, of)]
+    return list(dict.fromkeys(line for rule in rules for line in rule(raw, of)))  # a data set may be used twice
 
 
 def plain(name: str) -> str:

@@ -21,6 +21,7 @@ from diffsiam.errors import UserError
 from diffsiam.evaluation import fewshot
 from diffsiam.models import segments
 from diffsiam.models.unet import DiffusionModel
+from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = yaml.safe_load((ROOT / "workflow" / "presets" / "demo.yaml").read_text())
@@ -56,16 +57,7 @@ def overridden(**sections: Any) -> dict[str, Any]:
     return {"CelebA": sections}
 
 
-CODES = {
-    "count": 4,
-    "dim": 64,
-    "embedding": "orthogonal",
-    "reconstruction": "l1",
-    "weight": 0.5,
-    "least_signal": 0.02,
-    "weighting": "difference",
-    "encoder_gradient": "code",
-}
+CODES = tiny.CODES | {"dim": 64}
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [

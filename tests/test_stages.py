@@ -21,6 +21,7 @@ from diffsiam.training import representation
 from diffsiam.training.methods import METHODS
 from tests.dvc.clones import MICRO, merged
 from tests.test_params import leaves
+from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
@@ -48,16 +49,7 @@ TINY = merged(MICRO, {"data": {"image_size": 8}}) | {
 }
 CODES = {  # of the methods that have any
     "segments": 4,
-    "codes": {
-        "count": 4,
-        "dim": 8,
-        "embedding": "none",
-        "reconstruction": "l1",
-        "weight": 0.5,
-        "least_signal": 0.0,
-        "weighting": "constant",
-        "encoder_gradient": "code",
-    },
+    "codes": tiny.CODES | {"dim": 8, "embedding": "none", "least_signal": 0.0, "weighting": "constant"},
 }
 # Leaves that are read on the way, for every method or kind of picture alike, and that the results of some do not depend
 # on: of trainings, edits of them are tried below.

@@ -16,6 +16,7 @@ from diffsiam import stages
 from diffsiam.training.methods import METHODS
 from tests.dvc.clones import Clone, closure, merged, working_tree
 from tests.test_params import leaves
+from tests.training import tiny
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
 TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
@@ -64,16 +65,7 @@ VALUES: dict[str, Any] = {
     "representation.time_input": "noise_level",
     "representation.diti.stages": [300, 1000],
     "representation.diti.dims_per_stage": [56, 200],
-    "representation.codes": {
-        "count": 32,
-        "dim": 8,
-        "embedding": "orthogonal",
-        "reconstruction": "l1",
-        "weight": 0.5,
-        "least_signal": 0.02,
-        "weighting": "difference",
-        "encoder_gradient": "code",
-    },
+    "representation.codes": tiny.CODES | {"count": 32, "dim": 8},
     "representation.optimizer.name": "adam",
     "representation.optimizer.schedule": "constant",
     "representation.decoder_optimizer.name": "sgd",
