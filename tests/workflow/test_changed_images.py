@@ -36,7 +36,7 @@ def once_finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         image(clone.root / f"birds/{name}.png")
     for split, name in (("train", "dotted"), ("train", "woven"), ("test", "dotted"), ("test", "woven")):
         image(clone.root / "resources/DTD" / split / name / "1.png")
-    finish(clone, "all")
+    finish(clone, "all", "data_sets")
     return clone
 
 

@@ -18,4 +18,5 @@ restore: refused. To take these files over would declare them the results of par
 MESSAGE
     exit 2
 fi
-DIFFSIAM_RESTORE=1 snakemake --cores all --touch --forceall --quiet all
+mapfile -t factors < <(printf '%s\n' "${stages[@]}" | grep '^disentanglement@')
+DIFFSIAM_RESTORE=1 snakemake all attributes_tables "${factors[@]}" --cores all --touch --forceall --quiet all
