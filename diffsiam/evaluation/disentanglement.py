@@ -267,17 +267,19 @@ def run(
         raise runtime.damaged(
             features, f"holds {len(z)} images, the whole grid of {data.dataset} has {sizes} = {grid.size}"
         )
-    if count < 2 or z.shape[1] % count:
+    cut = record.get("encoder") != "unet"  # the frozen diffusion model's z has no parts: it is read as the floor is
+    if count < 2 or (z.shape[1] % count and cut) or z.shape[1] < count:
         raise UserError(
             f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has "
             f"{z.shape[1]} numbers in {features}. Choose a divisor of {z.shape[1]}."
         )
-    codes, floor = principal(z, count), whole(z, count)
+    floor = whole(z, count)
+    codes = principal(z, count) if cut else floor
     scores, votes, matrix = _scores(codes.codes, grid, cfg)
     beneath, _, floor_matrix = _scores(floor.codes, grid, cfg)
     matrices = {"codes": matrix, "floor": floor_matrix}
     if "dci_block" in cfg.metrics:  # of the floor, whose codes are single numbers, the plain one
-        found = importances(z, grid, cfg.draws, cfg.seed, cfg.trees).matrix
+        found = importances(z, grid, cfg.draws, cfg.seed, cfg.trees).matrix if cut else matrix
         matrices["block"] = found.reshape(count, -1, len(grid.sizes)).sum(axis=1)
         scores["dci_block"], beneath["dci_block"] = disentanglement(matrices["block"]), beneath["dci"]
     if undefined := [name for name, value in scores.items() if value is None]:
