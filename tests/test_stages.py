@@ -54,7 +54,8 @@ CODES = {  # of the methods that have any
 # Leaves that are read on the way, for every method or kind of picture alike, and that the results of some do not depend
 # on: of trainings, edits of them are tried below.
 IDLE = {name: method.unused for name, method in METHODS.items()}
-IDLE["untrained"] += ("runtime.precision", "runtime.compile", "runtime.graph")
+for name in ("untrained", "frozen_dm"):
+    IDLE[name] += ("runtime.precision", "runtime.compile", "runtime.graph")
 IDLE |= dict.fromkeys(["denoise", "manipulation", "classifier"], ("representation.segments",))
 IDLE["disentanglement"] = ("representation.segments",)  # read, but of no section: the rest of it is not of the job
 
