@@ -49,7 +49,7 @@ def plain(name: str) -> str:
 
 # -------------------------------------------------------------------------------------------- within one section
 def _representation(cfg: Raw) -> Iterator[str]:
-    segments, (low, high), codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
+    segments, crop, codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
     if codes and (missing := [key for key in CODES if key not in codes]):
         yield f"codes: {', '.join(missing)} missing. Copy them from workflow/presets/demo.yaml."
         return
@@ -66,8 +66,8 @@ def _representation(cfg: Raw) -> Iterator[str]:
         )
     else:
         yield from _diti(cfg["diti"], segments, dim)
-    if low > high:
-        yield f"views.crop_scale: met {[low, high]}, the smallest share above the largest. Exchange the two."
+    if crop and crop[0] > crop[1]:
+        yield f"views.crop_scale: met {crop}, the smallest share above the largest. Exchange the two."
     if cfg["snapshots"] > cfg["steps"]:
         yield (
             f"snapshots: met {cfg['snapshots']}, more than the {cfg['steps']} of representation.steps. Choose at most "

@@ -85,7 +85,7 @@ class Codes:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[float, float] | None
     flip: float
     jitter: tuple[float, float, float, float]
     jitter_probability: float
@@ -96,8 +96,11 @@ class Views:
 @dataclasses.dataclass(frozen=True)
 class Representation:
     encoder_width: int
+    stem: str
+    zero_init_residual: bool
     segments: int
     time_input: str
+    loss_space: str
     ssl_weight: float
     diffusion_weight: float
     diti: Diti
@@ -105,9 +108,11 @@ class Representation:
     steps: int
     batch_size: int
     optimizer: Optimizer
+    fixed_predictor_rate: bool
     decoder_optimizer: Optimizer
     grad_clip: float | None
     ema_decay: float
+    flip: float
     views: Views
     collapse_below: float
     snapshots: int
@@ -269,6 +274,7 @@ class PixelClassifier:
 class Generation:
     methods: tuple[str, ...]
     steps: int
+    inversion_steps: int | None
     solver: str
     inversion: str
     guidance: str

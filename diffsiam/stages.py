@@ -13,7 +13,10 @@ from diffsiam import params
 _DEVICE = ("runtime.device", "runtime.threads", "runtime.deterministic")
 _CAPTURED = (*_DEVICE, "runtime.graph")
 _TRAINING = (*_CAPTURED, "runtime.precision", "runtime.compile")
-_UNGUIDED = tuple(f"generation.{name}" for name in ("steps", "solver", "inversion", "clip", "batch_size", "pairs.seed"))
+_UNGUIDED = tuple(
+    f"generation.{name}"
+    for name in ("steps", "inversion_steps", "solver", "inversion", "clip", "batch_size", "pairs.seed")
+)
 _SAMPLING = (*_UNGUIDED, "generation.guidance")
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def manipulations(job: Job) -> dict[str, NDArray[Any]]:
     indices = job.pairs().reshape(-1)
     scales = torch.tensor(job.cfg.manipulation_scales, dtype=torch.float64)
     x0 = job.test(indices)
-    latents = job.model.latents(x0)
+    latents = job.model.whole.latents(x0)
     images = [to_stored(manipulate(job.model, latents, c, scales)) for c in job.classifiers]
     names, dims = np.array([c.name for c in job.classifiers]), np.array([c.dims for c in job.classifiers], np.int64)
     arrays = {"images": np.stack(images), "originals": to_stored(x0), "attributes": names, "dims": dims}
@@ -234,13 +235,7 @@ def numbers(job: Job) -> pd.DataFrame:
         net = measure.load(job.classifier, names).to(job.device)
         judge = functools.partial(_judge, net, job.device)
         same = measure.exclusive(runtime.read_array(job.data / "attributes_train.npy"))
-        base = judge(job.model.sample(x_T, z))
-        for c in job.classifiers:
-            a = find(c.name, names, job.data)
-            for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
-                edited = manipulate(job.model, (z, x_T), c, torch.tensor([scale]))[:, 0]
-                found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
-                rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
+        rows += pushes(job, x0, (z, x_T), names, same, judge)
         labels = runtime.read_array(job.data / "attributes_test.npy")[indices].astype(np.int64)
         partner = measure.partners(len(indices))
         for what, start in {"counterfactual": x_T[partner], "segments": x_T}.items():
@@ -252,6 +247,29 @@ def numbers(job: Job) -> pd.DataFrame:
                     rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
     whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
     return pd.DataFrame([{**whose, **row, "images": len(indices)} for row in rows], columns=list(COLUMNS))
+
+
+def pushes(
+    job: Job,
+    x0: Tensor,
+    latents: tuple[Tensor, Tensor],
+    names: list[str],
+    same: NDArray[np.bool_],
+    judge: Callable[[Tensor], NDArray[np.float64]],
+) -> list[dict[str, Any]]:
+    """What Algorithm 3 changes in images x0 with these ``latents``, by every classifier at the outermost scales."""
+    model, rows = job.model.whole, []
+    if model is not job.model:  # whose inversion sees masks
+        latents = model.latents(x0)
+    z, x_T = latents
+    base = judge(model.sample(x_T, z))
+    for c in job.classifiers:
+        a = find(c.name, names, job.data)
+        for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
+            edited = manipulate(model, latents, c, torch.tensor([scale]))[:, 0]
+            found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
+            rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
+    return rows
 
 
 def round_trips(job: Job, x0: Tensor, z: Tensor) -> list[dict[str, Any]]:

@@ -67,10 +67,11 @@ class Method:
         if self.frozen:  # what it depends on is no part of representation
             return ()
         keys = ["collapse_below"] + ["decoder_optimizer"] * (not self.decoder)
-        keys += ["diffusion_weight"] * (self.mask is None)
+        keys += ["diffusion_weight", "loss_space", "flip"] * (self.mask is None)
+        keys += ["stem", "zero_init_residual"] * self.coded
         keys += ["codes.embedding", "codes.reconstruction"] * (not self.coded)
         keys += [f"codes.{key}" for key in _DISENTANGLING] * (not self.disentangle)
-        keys += ["ssl_weight", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
+        keys += ["ssl_weight", "fixed_predictor_rate", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
         keys += ["time_input"] * (self.segment != "extra_steps") + ["diti"] * (self.segment != "timestep")
         keys += ["steps", "optimizer", "grad_clip", "ema_decay", "snapshots"] * (not self.trained)
         return tuple(f"representation.{key}" for key in keys)

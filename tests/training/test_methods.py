@@ -58,10 +58,11 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
 
 def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
     disentangling = {"codes.weight", "codes.least_signal", "codes.weighting", "codes.encoder_gradient"}
-    warning, simsiam = {"collapse_below"}, {"ssl_weight", "views"}
+    warning, simsiam = {"collapse_below"}, {"ssl_weight", "fixed_predictor_rate", "views"}
+    term, resnet = {"diffusion_weight", "loss_space", "flip"}, {"stem", "zero_init_residual"}
     codes, diffusion = (
         {"codes.embedding", "codes.reconstruction"} | disentangling,
-        {"diffusion_weight", "decoder_optimizer"},
+        term | {"decoder_optimizer"},
     )
     segments, diffsiam, diti = {"segments"}, {"time_input"}, {"diti"}
     training = {"steps", "optimizer", "grad_clip", "ema_decay", "snapshots"}
@@ -75,8 +76,8 @@ def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
         "diffsiam_seq": warning | codes | diti,
         "diffsiam_hier": warning | codes | diti,
         "diffsiam_hier_detach": warning | codes | diti,
-        "disdiff_plain": warning | disentangling | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
-        "disdiff": warning | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
+        "disdiff_plain": warning | disentangling | simsiam | term | resnet | segments | diffsiam | diti,
+        "disdiff": warning | simsiam | term | resnet | segments | diffsiam | diti,
     }
 
 
