@@ -164,8 +164,8 @@ def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
     if "diffusion_weight" in params:  # a method records the weights of the terms that it has
         lines.append(
-            f"The diffusion term is the mean over pixels, weighted by {params['diffusion_weight']:g} (our choice: "
-            "the thesis leaves the scale open)"
+            f"The diffusion term is the mean over pixels{' of the noise' if params.get('loss_space') == 'noise' else ''}, "
+            f"weighted by {params['diffusion_weight']:g} (our choice: the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
     return lines
