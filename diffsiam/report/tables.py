@@ -163,8 +163,9 @@ def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
         + (f", {params['steps']} steps of {params['batch_size']}." if "steps" in params else "."),
     ]
     if "diffusion_weight" in params:  # a method records the weights of the terms that it has
+        of = " of the noise" if params.get("loss_space") == "noise" else ""
         lines.append(
-            f"The diffusion term is the mean over pixels{' of the noise' if params.get('loss_space') == 'noise' else ''}, "
+            f"The diffusion term is the mean over pixels{of}, "
             f"weighted by {params['diffusion_weight']:g} (our choice: the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
