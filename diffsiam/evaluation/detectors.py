@@ -73,4 +73,6 @@ def components(z: Array, edges: NDArray[np.int64]) -> Array:
     without a dimension."""
     centred = (z - z.mean(axis=0, dtype=np.float64)).astype(np.float64)
     parts = [centred[:, first:last] for first, last in itertools.pairwise(edges) if first < last]
-    return np.stack([x @ np.linalg.eigh(x.T @ x)[1][:, -1] for x in parts], axis=1)
+    axes = [np.linalg.eigh(x.T @ x)[1][:, -1] for x in parts]
+    # Row by row, so that equal codes stay tied: a matrix product may round them apart.
+    return np.stack([(x * axis).sum(axis=1) for x, axis in zip(parts, axes, strict=True)], axis=1)

@@ -73,7 +73,7 @@ def inception(path: Path, device: torch.device) -> Callable[[Tensor], Features]:
     """The features behind FID, (N, 2048), of uint8 images (N, H, W, 3), by weights that `hub.found` returned."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
 
     @torch.no_grad()
     def look(images: Tensor) -> Features:

@@ -80,3 +80,5 @@ def test_units_are_the_first_principal_components_of_segments() -> None:
     units = detectors.components(z.astype(np.float32), np.array([0, 3, 3, 7]))
     expected = np.hstack([PCA(1).fit_transform(z[:, part]) for part in np.s_[:3, 3:]])
     assert np.abs(units) == pytest.approx(np.abs(expected), rel=1e-4, abs=1e-4)
+    tied = detectors.components(np.repeat(z[:1], 50, axis=0) + np.eye(50, 7), np.array([0, 7]))
+    assert len(np.unique(tied[7:])) == 1
