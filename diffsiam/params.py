@@ -21,6 +21,8 @@ class Data:
     max_broken: float
     val_fraction: float
     split_seed: int
+    resize: str = "short_side"
+    val_draw: str = "stratified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,15 @@ class Representation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenDm:
+    """Which block of the frozen diffusion model is an encoder, fed images noised to which step; None for the best."""
+
+    levels: tuple[int, ...]
+    block: int | None
+    level: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     batch_size: int
 
@@ -135,6 +146,7 @@ class Linear:
     penalty_max: float
     standardize: bool
     tolerance: float
+    solver: str = "exact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +325,7 @@ SECTIONS: dict[str, type] = {
     "data": Data,
     "diffusion": Diffusion,
     "representation": Representation,
+    "frozen_dm": FrozenDm,
     "features": Features,
     "linear": Linear,
     "fewshot": FewShot,
