@@ -289,6 +289,7 @@ class Generation:
     manipulation_scales: tuple[float, ...]
     noise_levels: tuple[int, ...]
     measured: int
+    frechet_images: int | None
     classifier: PixelClassifier
 
 

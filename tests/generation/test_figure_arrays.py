@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from diffsiam import params, runtime
 from diffsiam.errors import UserError
-from diffsiam.evaluation import probmask
+from diffsiam.evaluation import detectors, probmask, quality
 from diffsiam.generation import figures, measure
 from diffsiam.generation import model as guided
 from diffsiam.models.unet import DiffusionModel
@@ -102,7 +103,8 @@ def test_numbers_hold_every_measure_once(results: Path) -> None:
     table = pd.read_csv(run(results, "numbers", "numbers.csv", measured=8), keep_default_na=False)
     assert list(table.columns) == list(figures.COLUMNS)
     assert set(table["method"]) == {"diffsiam_hier"}
-    assert set(table["images"]) == {8}
+    assert set(table[table["measure"] != "tad"]["images"]) == {8}
+    assert set(table[table["measure"] == "tad"]["images"]) == {12}  # all that there are
     trips = table[table["measure"] == "round_trip"]
     assert len(trips) == 6
     assert set(trips["subject"]) == {"frozen_model", "conditioned", "frozen_inversion"}
@@ -148,6 +150,20 @@ def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.Mo
         mse = [float((a - b.clamp(-1, 1)).square().mean()) for a, b in zip(x0, model.sample(*latents), strict=True)]
         expected["round_trip", name, "", "mse"] = sum(mse) / 8
         expected["round_trip", name, "", "psnr"] = sum(10 * math.log10(4 / e) for e in mse) / 8
+
+    noise = torch.stack(
+        [torch.randn(x0[0].shape, generator=runtime.generator(cfg.pairs.seed, "random_x_T", i)) for i in chosen]
+    )
+    for name, start in {"inferred_x_T": x_T, "random_x_T": noise}.items():
+        one, other = ((x.double() + 1) / 2 for x in (x0, model.sample(start, z)))
+        expected["autoencoding", name, "", "mse"] = float((one - other).square().mean())
+        expected["autoencoding", name, "", "ssim"] = quality.ssim(one, other)
+
+    codes = model.encode(torch.from_numpy(stored(results)).permute(0, 3, 1, 2) / 127.5 - 1)
+    pieces = [PCA(1).fit_transform(part.double()).round(9) for part in codes.split(DIM // 4, dim=1)]
+    for name, units in {"segments": np.hstack(pieces), "dimensions": codes.numpy()}.items():
+        told = detectors.folds(units, np.load(data / "attributes_test.npy"))
+        expected |= {("tad", name, "", metric): value for metric, value in told.items()}
 
     def seen(x_T: torch.Tensor, z: torch.Tensor, model: guided.Guided = model) -> np.ndarray:
         return Judge().probabilities(torch.from_numpy(figures.to_stored(model.sample(x_T, z))), x_T.device).numpy()

@@ -112,6 +112,7 @@ VALUES: dict[str, Any] = {
     "generation.scales": [0.5, 1.0],
     "generation.manipulation_scales": [-3.0, 0.0, 3.0],
     "generation.noise_levels": [100, 500],
+    "generation.frechet_images": 100,
     "figures.method": "diti",
     "figures.early_middle_late": [[0, 4], [4, 8], [16, 32]],
     **{f"figures.datasets.fig{number}": "CelebA" for number in ("1_1", "3_1", *(f"4_{i}" for i in range(1, 10)))},

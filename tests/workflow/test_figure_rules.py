@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from diffsiam.evaluation import hub
 from tests.dvc.clones import Clone, merged, working_tree
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
@@ -64,6 +65,26 @@ def test_an_edit_trains_anew_the_methods_that_have_the_term_it_belongs_to(
     ):
         after = shares(edit)
         assert {name for name in names if after[name] != before[name]} == trained, edit
+
+
+def test_published_weights_that_arrive_make_the_numbers_anew_and_those_that_go_do_not(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is optional: `pip install torch-fidelity`")
+    clone, home = working_tree(tmp_path, tmp_path_factory.mktemp("scratch")), tmp_path_factory.mktemp("home")
+    clone = Clone(clone.root, clone.env | {"TORCH_HOME": str(home)})
+    file = home / "hub" / "checkpoints" / hub.METRICS["fid"].url.rsplit("/", 1)[1]
+    file.parent.mkdir(parents=True)
+
+    def recorded() -> set[tuple[str, str]]:
+        jobs = planned(clone, "results/generation/sprites/numbers_pdae.csv")
+        return {(job["rule"], job["params"]["weights"]) for job in jobs if "weights" in job["params"]}
+
+    assert recorded() == {("generate_numbers", "none")}
+    file.touch()
+    assert recorded() == {("generate_numbers", "fid")}
+    file.unlink()
+    assert recorded() == {("generate_numbers", "fid")}
 
 
 @pytest.mark.parametrize(

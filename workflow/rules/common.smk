@@ -9,6 +9,7 @@ from diffsiam import digest, params, stages
 from diffsiam.data import fingerprint, sources
 from diffsiam.data.own import refuse_unlabelled
 from diffsiam.errors import UserError
+from diffsiam.evaluation import hub
 from diffsiam.training.methods import METHODS, snapshot_steps
 
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.

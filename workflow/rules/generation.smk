@@ -16,6 +16,7 @@ for file, needs in KINDS.items():
             code=digest.digest("generation"),
             kind=kind,
             options=options,
+            weights=weights_seen if kind == "numbers" else "",
         log:
             f"results/logs/generation/{{pretrain}}/{file.split('.')[0]}.log",
         benchmark:

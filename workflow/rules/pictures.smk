@@ -36,6 +36,12 @@ KINDS = {
 }
 
 
+def weights_seen(wildcards):
+    """The metrics whose published weights are here, which give the numbers more rows; where none is, those seen before."""
+    here, before = " ".join(hub.usable()), (fingerprint.MEMORY / "weights.json").exists()
+    return seen("weights", lambda: here or (None if before else "none"))
+
+
 def options(wildcards, input):
     """The files of a job as the command takes them."""
     words = ["--representation", Path(input.trained[0]).parent.as_posix()] if input.get("trained") else []
