@@ -39,6 +39,7 @@ def test_the_wheel_holds_the_package_and_what_it_reads_and_nothing_else(wheel: P
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     data = below("workflow/schemas", "*.yaml") | below("workflow/presets", "*.yaml") | below("workflow/reference", "*")
+    data |= below("workflow/report", "*")
     assert len(data) > 8
     assert names == below("diffsiam", "*.py") | {"diffsiam/py.typed"} | {f"diffsiam/{name}" for name in data}
     assert len(licences) == 1

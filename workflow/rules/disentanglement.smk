@@ -31,7 +31,7 @@ rule table_disentanglement:
         results=expand(SCORES, **FACTORS, seed=config["seeds"]),
         reference=str(HERE / "workflow/reference/disdiff_tables.csv"),
     output:
-        csv=report("results/table_disentanglement.csv", caption="../report/table_disentanglement.rst", category="Tables"),
+        csv=entry("table_disentanglement", "results/table_disentanglement.csv"),
         md="results/table_disentanglement.md",
         tex="results/table_disentanglement.tex",
     params:
@@ -51,12 +51,7 @@ rule figure_factors:
     input:
         expand(SCORES, **FACTORS, seed=config["seeds"][0]),
     output:
-        png=report(
-            "results/figures/factors.png",
-            caption="../report/factors.rst",
-            category="Figures",
-            labels={"figure": "factors", "data set": ", ".join(FACTORS["pretrain"])},
-        ),
+        png=entry("factors", "results/figures/factors.png", ", ".join(FACTORS["pretrain"])),
         pdf="results/figures/factors.pdf",
         shows="results/figures/factors.rst",
     params:
@@ -111,12 +106,7 @@ rule figure_swaps:
     input:
         expand(rules.swaps.output.arrays, pretrain=FACTORS["pretrain"], method=SWAPPED),
     output:
-        png=report(
-            "results/figures/swaps.png",
-            caption="../report/swaps.rst",
-            category="Figures",
-            labels={"figure": "swaps", "data set": ", ".join(FACTORS["pretrain"])},
-        ),
+        png=entry("swaps", "results/figures/swaps.png", ", ".join(FACTORS["pretrain"])),
         pdf="results/figures/swaps.pdf",
         shows="results/figures/swaps.rst",
     params:
