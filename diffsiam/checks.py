@@ -26,6 +26,7 @@ def section(name: str, values: Raw) -> list[str]:
     """The mistakes within one complete section."""
     rules = {
         "representation": _representation,
+        "frozen_dm": _frozen_dm,
         "linear": _linear,
         "probmask": _probmask,
     }
@@ -100,6 +101,12 @@ def _diti(cfg: Raw, segments: int, dim: int) -> Iterator[str]:
             f"{met}; of the {segments} segments' first steps they hold {counts}. Every stage needs one: move stages "
             "apart, or raise representation.segments."
         )
+
+
+def _frozen_dm(cfg: Raw) -> Iterator[str]:
+    block, level = cfg["block"], cfg["level"]
+    if (block is None) != (level is None):
+        yield f"block: met {block} with level {level}. Give both, or null for both: the best on validation images."
 
 
 def _linear(cfg: Raw) -> Iterator[str]:

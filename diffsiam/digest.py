@@ -22,6 +22,7 @@ STAGE_MODULES = {
     "data": "diffsiam.data.prepare",
     "diffusion": "diffsiam.training.diffusion",
     "representation": "diffsiam.training.representation",
+    "frozen": "diffsiam.evaluation.frozen",
     "features": "diffsiam.evaluation.features",
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",

@@ -124,6 +124,15 @@ class Representation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenDm:
+    """Which block of the frozen diffusion model is an encoder, fed images noised to which step; None for the best."""
+
+    levels: tuple[int, ...]
+    block: int | None
+    level: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     batch_size: int
 
@@ -312,6 +321,7 @@ SECTIONS: dict[str, type] = {
     "data": Data,
     "diffusion": Diffusion,
     "representation": Representation,
+    "frozen_dm": FrozenDm,
     "features": Features,
     "linear": Linear,
     "fewshot": FewShot,

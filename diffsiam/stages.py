@@ -34,6 +34,7 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "fetch": ("diffusion.source", "diffusion.fetch"),
     "representation": ("representation", *_TRAINING),
     "untrained": ("representation", *_DEVICE),
+    "frozen_dm": ("frozen_dm", *_DEVICE),
     "features": ("features", *_DEVICE),
     "linear": ("linear",),
     "fewshot": ("fewshot",),

@@ -141,8 +141,8 @@ def load(
     """
     config = runtime.read_json(representation / "config.json")
     method = methods.lookup(config["method"])
-    if not method.diffusion:
-        able = ", ".join(name for name, m in methods.METHODS.items() if m.diffusion)
+    if not method.decoder:
+        able = ", ".join(name for name, m in methods.METHODS.items() if m.decoder)
         raise UserError(f"{representation}: {config['method']} has no decoder to make pictures with. Methods: {able}.")
     recorded = config["params"].get("diffusion_model")
     dm = DiffusionModel.load(diffusion)

@@ -69,6 +69,7 @@ SECTIONS: dict[str, tuple[Entry, ...]] = {
     "Figures": (
         *(_figure(f"fig{number}") for number in ("1_1", "3_1", *(f"4_{i}" for i in range(1, 10)))),
         Entry("numbers", "figures", table="generation.md", files=("generation.csv",)),
+        _figure("frozen_grid"),
     ),
     "Codes and factors": (
         _table("table_disentanglement", "disentanglement"),

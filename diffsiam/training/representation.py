@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from diffsiam import params, runtime
 from diffsiam.data import pixels
 from diffsiam.data.images import Images, open_images
-from diffsiam.errors import UserError
 from diffsiam.params import Optimizer, Representation, Runtime
 from diffsiam.training import loop, methods, record
 from diffsiam.training.parallel import world
@@ -54,11 +53,7 @@ def run(
     began = time.monotonic()
     method = methods.lookup(name)
     if method.diffusion and dm_folder is None:
-        raise UserError(
-            f"{name}: this method needs a diffusion model; name its folder with --diffusion, for instance "
-            f"results/diffusion/{data.name}. Methods without one: "
-            f"{', '.join(k for k, m in methods.METHODS.items() if not m.diffusion)}."
-        )
+        raise methods.needs_diffusion(name, data.name)
     device = runtime.select_device(rt)
     images = open_images(data / "images_train.npy", root)
     used = params.select({"representation": dataclasses.asdict(cfg)}, ("representation",), method.unused)

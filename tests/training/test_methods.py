@@ -12,6 +12,7 @@ from diffsiam.training import methods
 
 EXPECTED = {  # mask, segment, SimSiam term, trained
     "untrained": (None, None, False, False),
+    "frozen_dm": (None, None, False, False),
     "simsiam": (None, None, True, True),
     "pdae": ("full", None, False, True),
     "diti": ("hierarchical", "timestep", False, True),
@@ -33,7 +34,8 @@ def test_families_and_the_disentangling_loss_are_disdiffs_alone() -> None:
         "disdiff_plain": False,
         "disdiff": True,
     }
-    assert {m.family for m in methods.METHODS.values() if not m.coded} == {"diffsiam"}
+    assert {n for n, m in methods.METHODS.items() if m.frozen} == {"frozen_dm"}
+    assert {m.family for m in methods.METHODS.values() if not m.coded and not m.frozen} == {"diffsiam"}
     assert not any(m.disentangle for m in methods.METHODS.values() if not m.coded)
 
 
@@ -41,6 +43,7 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
     files = {name: set(m.weights) - {"encoder", "encoder_ema"} for name, m in methods.METHODS.items()}
     assert files == {
         "untrained": set(),
+        "frozen_dm": set(),
         "simsiam": {"heads"},
         "pdae": {"decoder_ema"},
         "diti": {"decoder_ema"},
@@ -65,6 +68,7 @@ def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
     unused = {name: {leaf.removeprefix("representation.") for leaf in m.unused} for name, m in methods.METHODS.items()}
     assert unused == {
         "untrained": warning | codes | simsiam | diffusion | segments | diffsiam | diti | training,
+        "frozen_dm": set(),  # it reads nothing of representation
         "simsiam": warning | codes | diffusion | segments | diffsiam | diti,
         "pdae": warning | codes | simsiam | segments | diffsiam | diti,
         "diti": warning | codes | simsiam | diffsiam,

@@ -21,7 +21,7 @@ from tests.training import tiny
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
 TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
-    "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
+    "methods": ["untrained", "frozen_dm", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
     "representation": {"snapshots": 1},
     "probmask": {
@@ -74,6 +74,9 @@ VALUES: dict[str, Any] = {
     "representation.grad_clip": 1.0,
     "representation.views.crop_scale": [0.3, 1.0],
     "representation.views.jitter": [0.3, 0.4, 0.4, 0.1],
+    "frozen_dm.levels": [10],
+    "frozen_dm.block": 1,
+    "frozen_dm.level": 10,
     "fewshot.ways": 4,
     "fewshot.shots": [1, 5],
     "fewshot.normalize": "norm",
@@ -110,7 +113,10 @@ VALUES: dict[str, Any] = {
     "runtime.precision": "fp32",
     "runtime.graph": False,
 }
-TOGETHER = ["representation.diti.stages", "representation.diti.dims_per_stage"]  # one of them alone is refused
+TOGETHER = (  # one of them alone is refused
+    ("representation.diti.stages", "representation.diti.dims_per_stage"),
+    ("frozen_dm.block", "frozen_dm.level"),
+)
 # Edits after which there are other files than before: those that are missing are made.
 FILES = (*stages.JOBS, "probmask.attributes", "representation.snapshots", "representation.steps")
 Job = dict[str, Any]
@@ -131,7 +137,7 @@ def value_at(tree: Any, keys: list[str]) -> Any:
 def edited(raw: dict[str, Any], leaf: str) -> dict[str, Any]:
     """``raw`` with another value of ``leaf``."""
     copy = json.loads(json.dumps(raw))
-    for name in TOGETHER if leaf in TOGETHER else [leaf]:
+    for name in next((group for group in TOGETHER if leaf in group), [leaf]):
         *heads, last = name.split(".")
         node = value_at(copy, heads)
         before = node[last]
@@ -156,7 +162,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         case "diffusion":
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
         case "representation":
-            return "representation" if METHODS[rest].trained else "untrained", METHODS[rest].unused
+            return "representation" if METHODS[rest].trained else rest, METHODS[rest].unused
         case "data" | "features" | "linear" | "fewshot" | "probmask" | "swaps":
             return first, ()
         case "heads":

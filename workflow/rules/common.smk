@@ -71,7 +71,7 @@ def entry(name, file, dataset=None):
     if dataset is None:
         return report(file, caption=f"../report/{name}.rst", category="Tables", labels={"shows": title, "file": file})
     number, _, shows = title.removeprefix("Figure ").rpartition(". ")
-    labels = {"figure": number or name, "shows": shows, "data set": dataset}
+    labels = {"figure": number or name.replace("_", " "), "shows": shows, "data set": dataset}
     return report(file, caption=f"../report/{name}.rst", category="Figures", labels=labels)
 
 

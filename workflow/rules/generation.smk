@@ -164,6 +164,7 @@ rule figures:
     input:
         expand("results/figures/fig{number}.{suffix}", number=FIGURES, suffix=["png", "pdf", "rst"]),
         rules.numbers.output,
+        "results/figures/frozen_grid.png" if OWN_FIGURES["frozen_grid"] else [],
 
 
 localrules:
