@@ -21,6 +21,8 @@ class Data:
     max_broken: float
     val_fraction: float
     split_seed: int
+    resize: str = "short_side"
+    val_draw: str = "stratified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Linear:
     penalty_max: float
     standardize: bool
     tolerance: float
+    solver: str = "exact"
 
 
 @dataclasses.dataclass(frozen=True)

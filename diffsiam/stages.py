@@ -24,7 +24,10 @@ _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
 PARAMS: dict[str, tuple[str, ...]] = {
-    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed", "datasets"),
+    "data": (
+        *(f"data.{name}" for name in ("image_size", "max_broken", "resize", "val_fraction", "val_draw", "split_seed")),
+        "datasets",
+    ),
     "attributes": _DEVICE,
     # The diffusion model, by `diffusion.source`:
     "pretrain": (

@@ -284,12 +284,10 @@ def run(
     cut = record.get("encoder") != "unet"  # the frozen diffusion model's z has no parts: it is read as the floor is
     if count < 2 or (z.shape[1] % count and cut) or z.shape[1] < count:
         dim = z.shape[1]
-        allowed = (
-            f"Choose a divisor of {dim}" if cut else f"Of {method} they are principal components. Choose 2 to {dim}"
-        )
+        allowed = f"a divisor of {dim}" if cut else f"2 to {dim}: of {method} they are principal components"
         raise UserError(
-            f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has {dim} numbers "
-            f"in {features}. {allowed}."
+            f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has {dim} "
+            f"numbers in {features}. Choose {allowed}."
         )
     floor = whole(z, count)
     codes = principal(z, count) if cut else floor
