@@ -26,7 +26,7 @@ def shown(tmp_path: Path) -> Path:
         files["history"][-1].write_text("\n".join(["step,loss", *rows, ""]))
         for dataset, more in (("digits", 0), ("photos", 10)):
             own = {"method": method, "seed": seed, "dataset": dataset}
-            choices = [{"l2": l2, "accuracy": accuracy + more + best} for l2, best in ((0.01, 1), (10.0, 3))]
+            choices = [{"l2": l2, "accuracy": accuracy + more + best} for l2, best in ((10.0, 3), (0.01, 1))]
             probe = own | {"accuracy": accuracy + more, "validation": choices}
             shots = {n: {"accuracy": accuracy + more + int(n)} for n in ("1", "5")}
             for protocol, result in (("linear", probe), ("fewshot", own | {"shots": shots})):
@@ -61,6 +61,7 @@ def test_the_loss_is_of_trained_methods_alone(shown: Path) -> None:
 def test_validation_and_accuracies_have_a_row_for_each_method_and_point(shown: Path) -> None:
     found = {(row["method"], float(row["log10_l2"])): float(row["accuracy"]) for row in rows(shown / "validation.csv")}
     assert found == {("untrained", -2): 26, ("untrained", 1): 28, ("simsiam", -2): 38, ("simsiam", 1): 40}
+    assert list(found) == [(method, penalty) for method in ("untrained", "simsiam") for penalty in (-2, 1)]
     found = {(row["dataset"], row["method"]): float(row["accuracy"]) for row in rows(shown / "accuracy.csv")}
     assert found[("digits", "untrained")] == 20
     assert found[("photos", "simsiam")] == 42

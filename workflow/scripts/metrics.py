@@ -45,7 +45,8 @@ def main() -> None:
     rows = [(path.parts[-3], r) for path in args.history for r in read_csv(path)]  # an untrained encoder's has none
     loss = means(((method, int(r["step"])), float(r["loss"])) for method, r in rows)
     write_csv(args.loss, ["method", "step", "loss"], loss)
-    validation = means(((r["method"], math.log10(v["l2"])), v["accuracy"]) for r in linear for v in r["validation"])
+    tried = ((r["method"], v) for r in linear for v in sorted(r["validation"], key=lambda v: v["l2"]))
+    validation = means(((method, math.log10(v["l2"])), v["accuracy"]) for method, v in tried)
     write_csv(args.validation, ["method", "log10_l2", "accuracy"], validation)
 
 
