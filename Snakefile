@@ -22,6 +22,9 @@ configfile: PARAMS
 container: f"resources/diffsiam-{metadata.version('diffsiam')}.sif"
 
 
+report: "workflow/report/overview.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/diffusion.smk"

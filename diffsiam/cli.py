@@ -260,6 +260,12 @@ def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     provenance.run(args.meta, args.training, args.out)
 
 
+def _page(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import page
+
+    page.run(args.results, args.pretrain, args.out)
+
+
 def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import curve
 
@@ -436,6 +442,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--training", type=Path, nargs="+", required=True, metavar="JSON", help="config.json or training.json"
     )
+
+    sub = stage("page", _page, "Put every table and figure that is there on one page, with its claim beside it: HTML.")
+    sub.add_argument("--results", type=Path, required=True, metavar="DIR", help="the folder that holds the tables")
+    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
 
     sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")

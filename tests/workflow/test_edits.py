@@ -181,7 +181,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return "classifier", ()
         case "disentangle":
             return "disentanglement", ()
-        case "table4" | "summary" | "provenance":
+        case "table4" | "summary" | "provenance" | "page":
             return "tables", ()
     return "figure4_2" if job["rule"] == "fig4_2" else "figure", ()
 

@@ -31,7 +31,7 @@ rule table_disentanglement:
         results=expand(SCORES, **FACTORS, seed=config["seeds"]),
         reference=str(HERE / "workflow/reference/disdiff_tables.csv"),
     output:
-        csv=report("results/table_disentanglement.csv", caption="../report/table_disentanglement.rst", category="Tables"),
+        csv=entry("table_disentanglement", "results/table_disentanglement.csv"),
         md="results/table_disentanglement.md",
         tex="results/table_disentanglement.tex",
     params:

@@ -120,12 +120,7 @@ for number, dataset in FIGURES.items():
         input:
             figure_inputs(number, dataset).values(),
         output:
-            png=report(
-                f"results/figures/fig{number}.png",
-                caption=f"../report/fig{number}.rst",
-                category="Figures",
-                labels={"figure": number.replace("_", "."), "data set": dataset},
-            ),
+            png=entry(f"fig{number}", f"results/figures/fig{number}.png", dataset),
             pdf=f"results/figures/fig{number}.pdf",
             shows=f"results/figures/fig{number}.rst",
         params:
@@ -153,7 +148,7 @@ rule numbers:
             method=config["generation"]["methods"],
         ),
     output:
-        csv=report("results/generation.csv", caption="../report/generation.rst", category="Figures", labels={"figure": "numbers", "data set": "all"}),
+        csv=entry("numbers", "results/generation.csv", "all"),
         md="results/generation.md",
     params:
         code=digest.digest("numbers"),

@@ -7,12 +7,7 @@ for word, files in OWN_FIGURES.items():
         input:
             files,
         output:
-            png=report(
-                f"results/figures/{word}.png",
-                caption=f"../report/{word}.rst",
-                category="Figures",
-                labels={"figure": word.replace("_", " "), "data set": ", ".join(dict.fromkeys(Path(file).parts[2] for file in files))},
-            ),
+            png=entry(word, f"results/figures/{word}.png", ", ".join(dict.fromkeys(Path(file).parts[2] for file in files))),
             pdf=f"results/figures/{word}.pdf",
             shows=f"results/figures/{word}.rst",
         params:
