@@ -65,7 +65,7 @@ def test_without_a_crop_every_view_shows_the_whole_image(side: int) -> None:
     x = images(20, side) * 2 - 1
     for i, view in enumerate(augment.apply(x, augment.draw(20, side, views, generator(1)))):
         flip = bool(augment.draw(20, side, views, generator(1)).flip[i])
-        assert torch.allclose(view, tv.horizontal_flip(x[i]) if flip else x[i], atol=1e-6)
+        assert torch.allclose(view, tv.horizontal_flip(x[i]) if flip else x[i], atol=1e-5)
 
 
 FACTORS = torch.tensor([0.0, 0.6, 0.9, 1.0, 1.1, 1.4, 2.0, 0.3])
