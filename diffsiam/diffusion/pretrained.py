@@ -36,6 +36,7 @@ _PIPELINE = f"../scheduler/{SCHEDULER}"  # in a pipeline of diffusers: beside th
 _KEPT = f"scheduler/{SCHEDULER}"  # its place in the cache
 CHECKSUMS = "checksums.json"  # in the cache: weights file -> sha256 at its first fetch
 
+REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"  # of Hugging Face
 _WHERE = "diffusion.fetch.location"
 _FILES = {  # format -> config, weights (the first that is there)
     "diffusers": (CONFIG, (WEIGHTS, f"diffusion_pytorch_model{weights.INDEX}", "diffusion_pytorch_model.bin")),
@@ -149,7 +150,7 @@ def _locate(cfg: Fetch, cache: Path) -> _Source:
         url = urllib.parse.urlunsplit(parts._replace(path=head + "/"))
         kept, files = cache / f"{parts.hostname}-{digest}", (urllib.parse.unquote(name),)
         return _Source(kept, config, files, url, schedulers={SCHEDULER: SCHEDULER, _KEPT: _PIPELINE})
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", cfg.location):
+    if re.fullmatch(REPOSITORY, cfg.location):
         url = f"{_endpoint()}/{cfg.location}/resolve/main/"
         kept = cache / cfg.location.replace("/", "--")
         places = {SCHEDULER: SCHEDULER, _KEPT: _KEPT}
