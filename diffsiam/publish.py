@@ -139,7 +139,9 @@ def _told(what: str, instead: str) -> Iterator[None]:
     """Whatever the Hub, its library or the way there refuses is one message. Not the exceptions' own text, which runs
     over many lines and names addresses that may be signed."""
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # it asks five times, for half a minute, and warns of each
     try:
         yield
     except errors.RevisionNotFoundError:
@@ -150,9 +152,9 @@ def _told(what: str, instead: str) -> Iterator[None]:
         cause = type(e.__cause__).__name__ if e.__cause__ else "no network"
         reason = f"{cause}, and it is not whole in the cache. Check the network; HF_ENDPOINT names a mirror of the Hub"
     except errors.HfHubHTTPError as e:
-        reason = (
-            f"HTTP {e.response.status_code}. A 401 or 403 asks for `hf auth login`, or HF_TOKEN with the right to write"
-        )
+        closed = e.response.status_code in (401, 403)
+        hint = "`hf auth login`, or HF_TOKEN with the right to, opens what is yours" if closed else "Run again later"
+        reason = f"HTTP {e.response.status_code}. {hint}"
     except (errors.HTTPError, OSError, ValueError) as e:  # cut off, refused, another size than announced
         cause = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
         reason = f"{cause}. Check the network and the disk and run again"

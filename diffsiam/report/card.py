@@ -209,7 +209,8 @@ def _origin(trained: Trained) -> str:
     fetched = runtime.read_json(path).get("fetched", {}) if path.exists() else {}
     if not fetched:
         return "of the same pipeline"
-    return f"`{fetched['location']}`" if re.fullmatch(pretrained.REPOSITORY, fetched["location"]) else "made elsewhere"
+    public = re.fullmatch(pretrained.REPOSITORY + pretrained.COMMIT, fetched["location"])
+    return f"`{fetched['location']}`" if public else "made elsewhere"
 
 
 def _results(trained: Trained) -> Iterator[tuple[str, dict[str, Any]]]:
