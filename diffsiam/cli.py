@@ -298,6 +298,12 @@ def _fetch(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     publish.fetch(args.repository, args.revision, args.out)
 
 
+def _crate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import crate
+
+    crate.run(args.out)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffsiam", description="One stage of the DiffSiam pipeline; `snakemake --cores all tables` runs them all."
@@ -485,6 +491,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("fetch", _fetch, "Get back what `diffsiam publish` uploaded.", **unruled)
     sub.add_argument("repository", metavar="OWNER/NAME", help="of the Hugging Face Hub")
     sub.add_argument("--revision", required=True, metavar="SHA", help="the commit, 40 hexadecimal digits")
+
+    stage("crate", _crate, "Describe a run as an RO-Crate: ro-crate-metadata.json beside the Snakefile.", **unruled)
     return parser
 
 
