@@ -29,7 +29,7 @@ rule disentangle:
 rule table_disentanglement:
     input:
         results=expand(SCORES, **FACTORS, seed=config["seeds"]),
-        reference=str(HERE / "workflow/reference/disdiff_tables.csv"),
+        reference=local(str(HERE / "workflow/reference/disdiff_tables.csv")),
     output:
         csv=report("results/table_disentanglement.csv", caption="../report/table_disentanglement.rst", category="Tables"),
         md="results/table_disentanglement.md",
@@ -99,7 +99,7 @@ rule swaps:
         runtime=12 * 60,
         gpu_jobs=1,
     shell:
-        "diffsiam generate swaps --data $(dirname {input.meta}) --diffusion results/diffusion/{wildcards.pretrain} "
+        "diffsiam generate swaps --data $(dirname {input.meta}) --diffusion $(dirname {input.diffusion[0]}) "
         "--representation {params.trained} --classifier {input.classifier} --out {output.arrays} "
         "--params {params.own:q} 2>&1 | tee {log}"
 
@@ -109,7 +109,7 @@ SWAPPED = [name for name in FACTORS["method"] if METHODS[name].diffusion]
 
 rule figure_swaps:
     input:
-        expand(rules.swaps.output.arrays, pretrain=FACTORS["pretrain"], method=SWAPPED),
+        expand(f"{MADE}/swaps_{{method}}.npz", pretrain=FACTORS["pretrain"], method=SWAPPED),
     output:
         png=report(
             "results/figures/swaps.png",

@@ -8,7 +8,7 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             results=every(f"results/{protocol}/{{pretrain}}/{{method}}/seed{{seed}}/{{dataset}}.json"),
             meta=expand(f"{DATA}/meta.json", dataset=config["transfer"]),
             config=every(f"{ENCODER}/config.json"),
-            reference=str(HERE / f"workflow/reference/thesis_table{number}.csv"),
+            reference=local(str(HERE / f"workflow/reference/thesis_table{number}.csv")),
         output:
             csv=report(f"results/table{number}.csv", caption=f"../report/table{number}.rst", category="Tables"),
             md=f"results/table{number}.md",
@@ -31,7 +31,7 @@ rule summary:
     input:
         linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
-        reference=[str(HERE / f"workflow/reference/thesis_table{number}.csv") for number in ("4_1", "4_2")],
+        reference=[local(str(HERE / f"workflow/reference/thesis_table{number}.csv")) for number in ("4_1", "4_2")],
     output:
         md="results/summary.md",
         paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
@@ -54,7 +54,7 @@ rule summary:
 # The records of all networks behind the tables.
 TRAININGS = every(f"{ENCODER}/config.json")
 if any(METHODS[name].diffusion for name in config["methods"]):
-    TRAININGS = expand(rules.diffusion.output.training, pretrain=config["pretrain"]) + TRAININGS
+    TRAININGS = [f"results/diffusion/{config['pretrain']}/training.json", *TRAININGS]
 
 
 rule provenance:
