@@ -9,7 +9,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/py
 READY := .venv/.ready
 DOCS := .venv/.docs
 
-.PHONY: table test test-fast lint docs bench lock container restore merge
+.PHONY: table test test-fast lint docs bench calibrate lock container restore merge
 .DEFAULT_GOAL := table
 
 $(READY): requirements.lock pyproject.toml
@@ -47,6 +47,9 @@ docs: $(DOCS)  ## the site of these pages, into site/; a broken link fails
 bench: $(READY)  ## speed as ratios, into results/benchmarks.csv; of a GPU, where there is one, into docs/measured/gpu
 	$(BIN)/python -m tests.benchmarks.run
 	$(BIN)/python -m tests.benchmarks.bench_gpu
+
+calibrate: $(READY)  ## the evaluator against published numbers; fetches weights and data, hours without a GPU (docs/evaluate.md)
+	$(BIN)/python workflow/scripts/calibrate.py --reference workflow/reference/calibration.csv --out resources/calibration
 
 lock:  ## requirements.lock anew, with uv: versions that it has stay where they fit; --upgrade-package NAME moves one
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \

@@ -26,6 +26,9 @@ configfile: PARAMS
 container: f"resources/diffsiam-{metadata.version('diffsiam')}.sif"
 
 
+report: "workflow/report/overview.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/diffusion.smk"
@@ -37,6 +40,7 @@ include: "workflow/rules/pictures.smk"
 include: "workflow/rules/generation.smk"
 include: "workflow/rules/curve.smk"
 include: "workflow/rules/disentanglement.smk"
+include: "workflow/rules/own_figures.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/targets.smk"
 include: "workflow/rules/guard.smk"

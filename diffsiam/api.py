@@ -230,9 +230,8 @@ def manipulate(
     """
     words = None if dims is None else str(dims)
     classifier = files.find_classifier(representation.classifiers, attribute, words)
-    made = algorithm3.manipulate(
-        representation.model, invert(representation, pictures), classifier, torch.tensor(scales)
-    )
+    latents = representation.model.whole.latents(_float(pictures, representation.image_size))
+    made = algorithm3.manipulate(representation.model, latents, classifier, torch.tensor(scales))
     return to_stored(made)
 
 

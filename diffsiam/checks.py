@@ -26,6 +26,7 @@ def section(name: str, values: Raw) -> list[str]:
     """The mistakes within one complete section."""
     rules = {
         "representation": _representation,
+        "frozen_dm": _frozen_dm,
         "linear": _linear,
         "probmask": _probmask,
     }
@@ -48,7 +49,7 @@ def plain(name: str) -> str:
 
 # -------------------------------------------------------------------------------------------- within one section
 def _representation(cfg: Raw) -> Iterator[str]:
-    segments, (low, high), codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
+    segments, crop, codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
     if codes and (missing := [key for key in CODES if key not in codes]):
         yield f"codes: {', '.join(missing)} missing. Copy them from workflow/presets/demo.yaml."
         return
@@ -65,8 +66,8 @@ def _representation(cfg: Raw) -> Iterator[str]:
         )
     else:
         yield from _diti(cfg["diti"], segments, dim)
-    if low > high:
-        yield f"views.crop_scale: met {[low, high]}, the smallest share above the largest. Exchange the two."
+    if crop and crop[0] > crop[1]:
+        yield f"views.crop_scale: met {crop}, the smallest share above the largest. Exchange the two."
     if cfg["snapshots"] > cfg["steps"]:
         yield (
             f"snapshots: met {cfg['snapshots']}, more than the {cfg['steps']} of representation.steps. Choose at most "
@@ -100,6 +101,12 @@ def _diti(cfg: Raw, segments: int, dim: int) -> Iterator[str]:
             f"{met}; of the {segments} segments' first steps they hold {counts}. Every stage needs one: move stages "
             "apart, or raise representation.segments."
         )
+
+
+def _frozen_dm(cfg: Raw) -> Iterator[str]:
+    block, level = cfg["block"], cfg["level"]
+    if (block is None) != (level is None):
+        yield f"block: met {block} with level {level}. Give both, or null for both: the best on validation images."
 
 
 def _linear(cfg: Raw) -> Iterator[str]:

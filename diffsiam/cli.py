@@ -98,11 +98,17 @@ def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 
 def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.training import representation
+    from diffsiam.training import methods, representation
 
-    cfg, rt = params.section(raw, params.Representation), params.section(raw, params.Runtime)
+    rt = params.section(raw, params.Runtime)
+    if methods.lookup(args.method).frozen:
+        from diffsiam.evaluation import frozen
+
+        cfg = params.section(raw, params.FrozenDm)
+        return frozen.run(cfg, rt, args.data, args.diffusion, args.out, seed=args.seed, root=_root(raw))
+    trained = params.section(raw, params.Representation)
     folders = (args.data, args.diffusion, args.out, args.checkpoint)
-    representation.run(args.method, cfg, rt, *folders, seed=args.seed, events=args.events, root=_root(raw))
+    return representation.run(args.method, trained, rt, *folders, seed=args.seed, events=args.events, root=_root(raw))
 
 
 def _root(raw: dict[str, Any]) -> Path:
@@ -253,6 +259,12 @@ def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.report import provenance
 
     provenance.run(args.meta, args.training, args.out)
+
+
+def _page(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import page
+
+    page.run(args.results, args.pretrain, args.out)
 
 
 def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -431,7 +443,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
-    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors, swaps")
+    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors, swaps, frozen_grid")
     sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
     sub.add_argument(
         "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"
@@ -453,6 +465,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--training", type=Path, nargs="+", required=True, metavar="JSON", help="config.json or training.json"
     )
+
+    sub = stage("page", _page, "Put every table and figure that is there on one page, with its claim beside it: HTML.")
+    sub.add_argument("--results", type=Path, required=True, metavar="DIR", help="the folder that holds the tables")
+    sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
 
     sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")

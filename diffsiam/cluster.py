@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffsiam.errors import UserError
 
@@ -15,13 +15,16 @@ _DOWN = "contact slurm controller"  # what all of SLURM's commands say then
 _NOT_SUBMITTING = {"--mode", "-n", "--dry-run", "--dryrun", "--lint"}  # --mode: a job of a run that was checked
 
 
-def check(account: str, partition: str, gpu_partition: str, gpus: int, nodes: int, training_minutes: int) -> None:
+def check(
+    whose: Mapping[str, str], partition: str, gpu_partition: str, gpu_type: str, gpus: int, nodes: int, minutes: int
+) -> None:
     """Let ``sbatch --test-only`` judge a job of each kind, and end the program with one message if it refuses.
 
     Args:
-        account, partition, gpu_partition: empty for the cluster's default.
+        whose: account, qos and constraint of every job; empty for the cluster's default.
+        partition, gpu_partition, gpu_type: empty for the cluster's default.
         gpus: of a training, over all its ``nodes``.
-        training_minutes: time limit of a training.
+        minutes: time limit of a training.
     Raises:
         SystemExit: with status 2, after the message, when SLURM is not here, does not answer or refuses a job.
     """
@@ -38,9 +41,10 @@ def check(account: str, partition: str, gpu_partition: str, gpus: int, nodes: in
                 f"profiles/slurm/config.yaml: gpus: {gpus} with nodes: {nodes}. Every node gets the same number of "
                 "GPUs, and at least one: choose a multiple of nodes."
             )
-        _judge("partition", partition, account, ["--time=60"], 60)
-        training = [f"--time={training_minutes}", f"--nodes={nodes}"] + [f"--gpus={gpus}"] * bool(gpus)
-        _judge("gpu_partition", gpu_partition, account, training, training_minutes)
+        _judge("partition", partition, whose, ["--time=60"], 60)
+        kind = f"{gpu_type}:" if gpu_type else ""
+        training = [f"--time={minutes}", f"--nodes={nodes}"] + [f"--gpus={kind}{gpus}"] * bool(gpus)
+        _judge("gpu_partition", gpu_partition, whose, training, minutes)
     except UserError as e:
         print(e, file=sys.stderr)
         sys.exit(2)
@@ -52,19 +56,18 @@ def cancel(jobs: Sequence[str]) -> None:
         subprocess.run(["scancel", *jobs], capture_output=True, check=False)
 
 
-def _judge(key: str, partition: str, account: str, options: Sequence[str], minutes: int) -> None:
-    where = [f"--partition={partition}"] if partition else []
-    whose = [f"--account={account}"] if account else []
-    done = _run("sbatch", "--test-only", "--wrap=true", *where, *whose, *options)
+def _judge(key: str, partition: str, whose: Mapping[str, str], options: Sequence[str], minutes: int) -> None:
+    where = [f"--{name}={value}" for name, value in {"partition": partition, **whose}.items() if value]
+    done = _run("sbatch", "--test-only", "--wrap=true", *where, *options)
     if done.returncode:
         reason = _reason(done)
-        raise _down("sbatch", reason) if _DOWN in reason else _refused(key, partition, account, options, reason)
+        raise _down("sbatch", reason) if _DOWN in reason else _refused(key, partition, whose, options, reason)
     # A time limit above the partition's is accepted by most clusters, and the job waits for ever.
     for name, limit in _limits():
         if name.rstrip("*") == partition or (not partition and name.endswith("*")):
             most = _minutes(limit)
             if most is not None and minutes > most:
-                raise _refused(key, name.rstrip("*"), account, options, f"its longest time limit is {most:g} minutes")
+                raise _refused(key, name.rstrip("*"), whose, options, f"its longest time limit is {most:g} minutes")
 
 
 @functools.cache
@@ -106,10 +109,11 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     return "; ".join(errors or lines[-1:]).rstrip(".") or f"it gives no reason, and ends with status {done.returncode}"
 
 
-def _refused(key: str, partition: str, account: str, options: Sequence[str], reason: str) -> UserError:
+def _refused(key: str, partition: str, whose: Mapping[str, str], options: Sequence[str], reason: str) -> UserError:
+    named = {key: partition} | {name: value for name, value in whose.items() if value}
+    listed = ", ".join(f"{name}: {value!r}" for name, value in named.items())
     return UserError(
-        f"profiles/slurm/config.yaml: the cluster refuses jobs with {key}: {partition!r}, account: {account!r} and "
-        f"{' '.join(options)}: {reason}.\n"
+        f"profiles/slurm/config.yaml: the cluster refuses jobs with {listed} and {' '.join(options)}: {reason}.\n"
         "`sinfo -s` lists partitions and their time limits, `sacctmgr show associations user=$USER` your accounts. "
         "Edit the block at the top of that file and run the same command again; nothing was planned or submitted."
     )

@@ -22,6 +22,7 @@ STAGE_MODULES = {
     "data": "diffsiam.data.prepare",
     "diffusion": "diffsiam.training.diffusion",
     "representation": "diffsiam.training.representation",
+    "frozen": "diffsiam.evaluation.frozen",
     "features": "diffsiam.evaluation.features",
     "linear": "diffsiam.evaluation.linear",
     "fewshot": "diffsiam.evaluation.fewshot",
@@ -35,6 +36,7 @@ STAGE_MODULES = {
     "numbers": "diffsiam.report.numbers",
     "disentangled": "diffsiam.report.disentangled",
     "curve": "diffsiam.report.curve",
+    "page": "diffsiam.report.page",
     "provenance": "diffsiam.report.provenance",
     "heads_table": "diffsiam.report.attributes",
     "tables": "diffsiam.report.summary",  # which stands on diffsiam.report.tables

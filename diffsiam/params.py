@@ -21,6 +21,8 @@ class Data:
     max_broken: float
     val_fraction: float
     split_seed: int
+    resize: str = "short_side"
+    val_draw: str = "stratified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Codes:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[float, float] | None
     flip: float
     jitter: tuple[float, float, float, float]
     jitter_probability: float
@@ -96,8 +98,11 @@ class Views:
 @dataclasses.dataclass(frozen=True)
 class Representation:
     encoder_width: int
+    stem: str
+    zero_init_residual: bool
     segments: int
     time_input: str
+    loss_space: str
     ssl_weight: float
     diffusion_weight: float
     diti: Diti
@@ -105,9 +110,11 @@ class Representation:
     steps: int
     batch_size: int
     optimizer: Optimizer
+    fixed_predictor_rate: bool
     decoder_optimizer: Optimizer
     grad_clip: float | None
     ema_decay: float
+    flip: float
     views: Views
     collapse_below: float
     snapshots: int
@@ -124,6 +131,15 @@ class Representation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenDm:
+    """Which block of the frozen diffusion model is an encoder, fed images noised to which step; None for the best."""
+
+    levels: tuple[int, ...]
+    block: int | None
+    level: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
     batch_size: int
 
@@ -135,6 +151,7 @@ class Linear:
     penalty_max: float
     standardize: bool
     tolerance: float
+    solver: str = "exact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +277,7 @@ class PixelClassifier:
 class Generation:
     methods: tuple[str, ...]
     steps: int
+    inversion_steps: int | None
     solver: str
     inversion: str
     guidance: str
@@ -271,6 +289,7 @@ class Generation:
     manipulation_scales: tuple[float, ...]
     noise_levels: tuple[int, ...]
     measured: int
+    frechet_images: int | None
     classifier: PixelClassifier
 
 
@@ -312,6 +331,7 @@ SECTIONS: dict[str, type] = {
     "data": Data,
     "diffusion": Diffusion,
     "representation": Representation,
+    "frozen_dm": FrozenDm,
     "features": Features,
     "linear": Linear,
     "fewshot": FewShot,

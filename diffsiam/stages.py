@@ -13,7 +13,10 @@ from diffsiam import params
 _DEVICE = ("runtime.device", "runtime.threads", "runtime.deterministic")
 _CAPTURED = (*_DEVICE, "runtime.graph")
 _TRAINING = (*_CAPTURED, "runtime.precision", "runtime.compile")
-_UNGUIDED = tuple(f"generation.{name}" for name in ("steps", "solver", "inversion", "clip", "batch_size", "pairs.seed"))
+_UNGUIDED = tuple(
+    f"generation.{name}"
+    for name in ("steps", "inversion_steps", "solver", "inversion", "clip", "batch_size", "pairs.seed")
+)
 _SAMPLING = (*_UNGUIDED, "generation.guidance")
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
@@ -24,7 +27,10 @@ _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
 
 # Trainings of representations depend on their row less `Method.unused`.
 PARAMS: dict[str, tuple[str, ...]] = {
-    "data": ("data.image_size", "data.max_broken", "data.val_fraction", "data.split_seed", "datasets"),
+    "data": (
+        *(f"data.{name}" for name in ("image_size", "max_broken", "resize", "val_fraction", "val_draw", "split_seed")),
+        "datasets",
+    ),
     "attributes": _DEVICE,
     # The diffusion model, by `diffusion.source`:
     "pretrain": (
@@ -34,6 +40,7 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "fetch": ("diffusion.source", "diffusion.fetch"),
     "representation": ("representation", *_TRAINING),
     "untrained": ("representation", *_DEVICE),
+    "frozen_dm": ("frozen_dm", *_DEVICE),
     "features": ("features", *_DEVICE),
     "linear": ("linear",),
     "fewshot": ("fewshot",),
@@ -48,7 +55,14 @@ PARAMS: dict[str, tuple[str, ...]] = {
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
     "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
-    "numbers": (*_SAMPLING, *_RANGES, "generation.manipulation_scales", "generation.measured", *_CAPTURED),
+    "numbers": (
+        *_SAMPLING,
+        *_RANGES,
+        "generation.manipulation_scales",
+        "generation.measured",
+        "generation.frechet_images",
+        *_CAPTURED,
+    ),
     "classifier": ("generation.classifier", *_CAPTURED),
     "figure": (),
     "figure4_2": ("figures.early_middle_late",),

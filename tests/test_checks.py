@@ -162,6 +162,7 @@ def test_a_contradiction_is_one_line_with_its_key_the_value_met_and_those_allowe
     [
         {"representation__snapshots": 100},
         {"representation__views__crop_scale": [0.5, 0.5]},
+        {"representation__views__crop_scale": None},
         {"representation__diti": {"stages": [500, 1000], "dims_per_stage": [100, 156]}},
         {"linear__penalty_min": 0.1, "linear__penalty_max": 0.1},
         {"diffusion__unet__channels": [8] * 4},

@@ -196,3 +196,18 @@ def test_the_site_is_built_strictly_and_a_broken_link_fails(tmp_path: Path) -> N
     done = build(tmp_path)
     assert done.returncode == 1
     assert "'gone.md'" in done.stderr
+
+
+def test_what_is_by_hand_where_a_library_might_serve_is_there_and_has_a_reason() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Library or ours")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"][2:]
+    named = set()
+    for ours, library, why in rows:
+        assert library, ours
+        assert why, ours
+        folder = Path()
+        for file in map(Path, re.findall(r"`([\w/]+\.py)`", ours)):  # a name alone is in the folder of the one before
+            folder = file.parent if len(file.parts) > 1 else folder
+            assert (ROOT / "diffsiam" / folder / file.name).is_file(), ours
+            named.add(folder / file.name)
+    assert Path("evaluation/fewshot_kernels.py") in named

@@ -39,6 +39,7 @@ def test_the_wheel_holds_the_package_and_what_it_reads_and_nothing_else(wheel: P
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     data = below("workflow/schemas", "*.yaml") | below("workflow/presets", "*.yaml") | below("workflow/reference", "*")
+    data |= below("workflow/report", "*")
     assert len(data) > 8
     assert names == below("diffsiam", "*.py") | {"diffsiam/py.typed"} | {f"diffsiam/{name}" for name in data}
     assert len(licences) == 1
@@ -59,7 +60,10 @@ options = ["--params", "demo", "--params", {few!r}, "--pretrain", "sprites", "--
 print("status", cli.main(["counterfactual", "a.png", "a.png", "--segments", "0-2", *options]))
 print("schema", schema.SCHEMA)
 print("thesis", cli._reference("thesis_table4_1.csv").is_file(), cli._reference("thesis_table4_2.csv").is_file())
+page = ["page", "--results", "results", "--pretrain", "sprites", "--out", "results/index.html", "--params", "demo"]
+print("page", cli.main(page))
 """
+    (tmp_path / "results/summary.md").write_text("**Methods side by side.**\n")
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
@@ -68,7 +72,8 @@ print("thesis", cli._reference("thesis_table4_1.csv").is_file(), cli._reference(
     said = done.stdout.splitlines()
     assert said[:2] == [f"z (1, {tiny_guided.DIM})", "status 0"]
     assert said[2] == f"schema {tmp_path / 'site/diffsiam/workflow/schemas/params.schema.yaml'}"
-    assert said[3] == "thesis True True"
+    assert said[3:] == ["thesis True True", "page 0"]
+    assert "The thesis claims" in (tmp_path / "results/index.html").read_text()
     assert np.asarray(Image.open(tmp_path / "strip.png")).ndim == 3
 
 

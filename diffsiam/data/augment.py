@@ -45,7 +45,7 @@ def draw(count: int, side: int, views: Views, *generators: torch.Generator, rows
     parts = torch.cat(numbers).split(_NUMBERS, dim=1)
     area, ratio, corner, factors, jittered, keys, flip, grey, blurred = parts
 
-    low, high = views.crop_scale
+    low, high = views.crop_scale or (1.0, 1.0)  # of boxes with the whole area only the whole image fits
     area = side * side * (low + (high - low) * area)
     log_low, log_high = math.log(_RATIO[0]), math.log(_RATIO[1])
     ratio = (log_low + (log_high - log_low) * ratio).exp()

@@ -163,8 +163,23 @@ def resize(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
     if short != size:
         width, height = (size * width // short, size * height // short)
         image = image.resize((width, height), resample)
+    return image.crop(_middle(width, height, size)) if width != height else image
+
+
+def _middle(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """The central square of ``size``, rounded as in torchvision."""
     left, upper = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, upper, left + size, upper + size)) if width != height else image
+    return left, upper, left + size, upper + size
+
+
+def enlarge(image: Image.Image, size: int) -> Image.Image:
+    """Bilinear, both sides to ``int(1.15 size)`` whatever the image's shape, then the central square: what the code
+    that the few-shot protocol comes from shows its encoders (CD-FSL, linusericsson/ssl-transfer)."""
+    side = int(1.15 * size)
+    return image.resize((side, side), Image.Resampling.BILINEAR).crop(_middle(side, side, size))
+
+
+SIZED = {"short_side": resize, "few_shot": enlarge}  # by `params.Data.resize`
 
 
 def open_images(path: Path, root: Path) -> Images:

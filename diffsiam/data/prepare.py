@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from diffsiam.data import (
     unlabelled,
 )
 from diffsiam.data.grid import Grid
-from diffsiam.data.images import WORKERS, resize
+from diffsiam.data.images import WORKERS
 from diffsiam.data.readers import Source, Split
 from diffsiam.errors import UserError
 
@@ -121,8 +121,16 @@ def write(row: sources.DataSet, source: Source, cfg: params.Data, folder: Path) 
     broken: list[str] = []
     for part, split in splits.items():
         streamed = row.streamed and part == "train" and "folder" in source.origin
-        write_part = write_names if streamed else write_images
-        kept[part], left_out = write_part(folder / f"images_{part}.npy", split, cfg.image_size, f"{row.name} {part}")
+        where, what = folder / f"images_{part}.npy", f"{row.name} {part}"
+        if streamed:
+            if cfg.resize != "short_side":
+                raise UserError(
+                    f"data.resize: met {cfg.resize}, but the images of {row.name} stay where they are and are read by "
+                    "their short side when they are asked for. Choose short_side."
+                )
+            kept[part], left_out = write_names(where, split)
+        else:
+            kept[part], left_out = write_images(where, split, cfg.image_size, what, images.SIZED[cfg.resize])
         _check_broken(row.name, part, source, split, left_out, cfg.max_broken)
         broken += [split.names[i] for i in left_out]
         arrays["labels"][part] = split.labels[kept[part]].astype(np.int64)
@@ -174,7 +182,13 @@ def drawn(row: sources.DataSet, train: Path, split_seed: int) -> Split:
     return Split(names, np.zeros(len(rows), np.int64), lambda i: Image.fromarray(written()[rows[i]]))
 
 
-def write_images(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
+def write_images(
+    path: Path,
+    split: Split,
+    size: int,
+    what: str,
+    resize: Callable[[Image.Image, int], Image.Image] = images.resize,
+) -> tuple[np.ndarray, dict[int, str]]:
     """Stream a split into a .npy file, leaving out images that cannot be read.
 
     Returns:
@@ -216,7 +230,7 @@ def write_images(path: Path, split: Split, size: int, what: str) -> tuple[np.nda
     return np.array(kept, np.int64), broken
 
 
-def write_names(path: Path, split: Split, size: int, what: str) -> tuple[np.ndarray, dict[int, str]]:
+def write_names(path: Path, split: Split) -> tuple[np.ndarray, dict[int, str]]:
     """Write where a split's images are to be found instead of the images; all of them, as `write_images` returns."""
     np.save(path, np.array([images.encode_name(name) for name in split.names]))
     return np.arange(len(split)), {}
@@ -252,7 +266,7 @@ def _validation(
     if "val" in source.splits:
         chosen = np.flatnonzero(kept >= len(source.splits["train"]))
     else:
-        chosen = readers.stratified(labels, fraction, runtime.rng(cfg.split_seed, "validation", row.name))
+        chosen = readers.validation(labels, fraction, cfg.val_draw, cfg.split_seed, row.name)
     if not len(chosen):
         raise UserError(
             f"{row.name}: {key} = {fraction:g} of {len(labels)} train images leaves no validation image. Raise it, or "

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.ContainerIO import ContainerIO
 
+from diffsiam import runtime
 from diffsiam.data import places
 from diffsiam.data.images import decode, is_image
 from diffsiam.data.sources import DataSet
@@ -91,6 +92,20 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
     take = np.minimum(take, counts - 1)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def validation(labels: np.ndarray, fraction: float, how: str, seed: int, name: str) -> np.ndarray:
+    """Sorted indices of the share of data set ``name``'s train images that choose the penalty.
+
+    Args:
+        how: ``stratified``, or ``uniform``: of all images, the first of NumPy's old shuffle, which is what
+            linusericsson/ssl-transfer takes with its seed 0.
+    """
+    if how == "stratified":
+        return stratified(labels, fraction, runtime.rng(seed, "validation", name))
+    rows = np.arange(len(labels))
+    np.random.RandomState(seed).shuffle(rows)
+    return np.sort(rows[: int(fraction * len(labels))])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ from diffsiam.evaluation.compiled import over_blocks
 
 ACTIVE = 0.05  # least standard deviation of a code that counts
 _BINS = 20  # of MIG
+_SHUFFLES = 200
 _BATCH = 16  # draws at a time, which only orders them
 _BLOCK = 512  # votes at a time, for the memory's sake
 
@@ -174,6 +175,19 @@ def disentanglement(matrix: NDArray[np.float64]) -> float | None:
     return float(sharpness @ matrix.sum(axis=1) / matrix.sum())
 
 
+def blocks(matrix: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Importances (count, F) of ``count`` equal pieces of z: sums of those of its numbers, (d, F)."""
+    return matrix.reshape(count, -1, matrix.shape[1]).sum(axis=1)
+
+
+def shuffled(matrix: NDArray[np.float64], count: int, seed: int) -> float | None:
+    """The floor of block DCI: its mean over `_SHUFFLES` random orders of the numbers of z, the same numbers in pieces
+    that mean nothing."""
+    state = RandomState(seed)
+    found = [disentanglement(blocks(state.permutation(matrix), count)) for _ in range(_SHUFFLES)]
+    return float(np.mean([value for value in found if value is not None])) if matrix.sum() else None
+
+
 def completeness(matrix: NDArray[np.float64]) -> float | None:
     """The same over the codes of each factor, in units of log N."""
     return disentanglement(matrix.T)
@@ -267,19 +281,23 @@ def run(
         raise runtime.damaged(
             features, f"holds {len(z)} images, the whole grid of {data.dataset} has {sizes} = {grid.size}"
         )
-    if count < 2 or z.shape[1] % count:
+    cut = record.get("encoder") != "unet"  # the frozen diffusion model's z has no parts: it is read as the floor is
+    if count < 2 or (z.shape[1] % count and cut) or z.shape[1] < count:
+        dim = z.shape[1]
+        allowed = f"a divisor of {dim}" if cut else f"2 to {dim}: of {method} they are principal components"
         raise UserError(
-            f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has "
-            f"{z.shape[1]} numbers in {features}. Choose a divisor of {z.shape[1]}."
+            f"representation.segments: met {count}, but codes are two or more equal pieces of z, and z has {dim} "
+            f"numbers in {features}. Choose {allowed}."
         )
-    codes, floor = principal(z, count), whole(z, count)
+    floor = whole(z, count)
+    codes = principal(z, count) if cut else floor
     scores, votes, matrix = _scores(codes.codes, grid, cfg)
     beneath, _, floor_matrix = _scores(floor.codes, grid, cfg)
     matrices = {"codes": matrix, "floor": floor_matrix}
-    if "dci_block" in cfg.metrics:  # of the floor, whose codes are single numbers, the plain one
-        found = importances(z, grid, cfg.draws, cfg.seed, cfg.trees).matrix
-        matrices["block"] = found.reshape(count, -1, len(grid.sizes)).sum(axis=1)
-        scores["dci_block"], beneath["dci_block"] = disentanglement(matrices["block"]), beneath["dci"]
+    if "dci_block" in cfg.metrics:
+        found = importances(z, grid, cfg.draws, cfg.seed, cfg.trees).matrix if cut else matrix
+        matrices["block"] = blocks(found, count)
+        scores["dci_block"], beneath["dci_block"] = disentanglement(matrices["block"]), shuffled(found, count, cfg.seed)
     if undefined := [name for name, value in scores.items() if value is None]:
         print(
             f"disentanglement of {method} on {data.dataset}: {', '.join(undefined)} cannot be told, null in {out}: the "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import pickle
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from diffsiam import runtime, weights
 from diffsiam.errors import UserError
-from diffsiam.evaluation import features
+from diffsiam.evaluation import features, hub
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that take pixels in [0, 1] to [-1, 1]
 SIDE, CIFAR_SIDE = 224, 32  # pixels, the sizes that published encoders and those with CIFAR's stem are trained at
@@ -150,14 +149,14 @@ def _torchvision(name: str, label: str | None, options: Options) -> External:
         _refuse_file_options(f"torchvision:{name}", options)
         like = published[label]
         path = _downloaded(f"torchvision:{name}", like.url)
-        _check_plain(path)
+        hub.check_plain(path)
         model = models.get_model(name, weights=like)
         _without_classifier(name, model)
     elif not path.is_file():
         raise UserError(f"--weights {label}: no such file, and {name} has {', '.join(published)}.")
     else:
         digest = weights.sha256(path, label)
-        starts = {_named_hash(w.url): w for w in published.values()}
+        starts = {hub.named_hash(w.url): w for w in published.values()}
         like = next((w for start, w in starts.items() if start and digest.startswith(start)), published["DEFAULT"])
         model = models.get_model(name, weights=None, **_BARE.get(name, {}))
         remedy = "Name the network that they are of."
@@ -261,32 +260,15 @@ def _fill(model: nn.Module, path: Path, name: str, spare: tuple[str, ...], remed
     model.load_state_dict(state)
 
 
-def _check_plain(path: Path) -> None:
-    """torchvision reads its files with plain pickle, after their checksum: a file that passes here holds tensors alone.
-    It also knows what differs in the names of old files."""
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
-        raise UserError(
-            f"{path}: holds more than tensors, or damaged ({_first_line(e)}). Delete it: it is fetched again."
-        ) from None
-
-
-def _named_hash(url: str) -> str:
-    """The start of a file's sha256 that torchvision puts in its name."""
-    named = torch.hub.HASH_REGEX.search(url)
-    return named.group(1) if named else ""
-
-
 def _downloaded(encoder: str, url: str) -> Path:
     """The file behind one of torchvision's addresses, in PyTorch's own cache; its name ends in its checksum's start."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    prefix = _named_hash(path.name)
+    path = hub.place(url)
+    prefix = hub.named_hash(path.name)
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-        elif not runtime.sha256(path).startswith(prefix):
+        elif not hub.fits(path):
             raise RuntimeError(f"its sha256 does not start with {prefix}")
     except (OSError, RuntimeError) as e:
         raise UserError(

@@ -51,7 +51,12 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
 def load_encoder(weights: Path) -> tuple[nn.Module, int]:
     """An encoder in evaluation mode, and the side in pixels of the images that it takes."""
     config = runtime.read_json(weights.parent / "config.json")
-    model = encoders.recorded(config)
+    if config.get("encoder") == "unet":
+        from diffsiam.diffusion import frozen  # with diffusers, which takes seconds to import
+
+        model: nn.Module = frozen.recorded(config)
+    else:
+        model = encoders.recorded(config)
     try:
         model.load_state_dict(runtime.load_weights(weights))
     except RuntimeError as e:

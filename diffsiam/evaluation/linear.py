@@ -2,7 +2,8 @@
 
 Multinomial logistic regression with an L2 penalty on the weights (not on the intercept), in the sum-of-losses
 convention: scikit-learn's ``C = 1 / penalty``. The penalty is chosen on validation images, the model fitted again
-on all training images and scored on the test images.
+on all training images and scored on the test images. Fits go to the optimum; with `linear.solver: capped` they end
+where the code that the protocol comes from ends them (linusericsson/ssl-transfer).
 """
 
 from __future__ import annotations
@@ -28,25 +29,33 @@ class Choice:
     """What the validation images say.
 
     Attributes:
-        curve: one entry per penalty, falling: l2, validation accuracy in percent, steps, convergence.
+        curve: one entry per penalty, in the order of the fits: l2, validation accuracy in percent, steps, convergence.
         model: the fit of the chosen penalty.
         at_edge: the chosen penalty is the smallest or largest of the grid: a wider one might do better.
+        capped: what made the fits, where `params.Linear.solver` asks for it.
     """
 
     curve: list[dict[str, Any]]
     model: logistic.Fit
     at_edge: bool
+    capped: logistic.Capped | None = None
 
 
 def choose(
     x: Features, y: Labels, validation: Features, labels: Labels, classes: int, cfg: params.Linear, metric: str
 ) -> Choice:
     """Fit (N, d) features ``x`` with labels ``y`` for every penalty, and take the one with the best score on
-    ``validation``; of equals, the largest penalty."""
+    ``validation``; of equals, the largest penalty, with the capped solver the smallest."""
     penalties = np.geomspace(cfg.penalty_max, cfg.penalty_min, cfg.penalties)
+    capped = logistic.Capped() if cfg.solver == "capped" else None
+    if capped:
+        penalties = np.geomspace(cfg.penalty_min, cfg.penalty_max, cfg.penalties)
+        fits = capped.path(x, y, classes, penalties)
+    else:
+        fits = logistic.path(x, y, classes, penalties, cfg.tolerance)
     curve: list[dict[str, Any]] = []
     best, model = -1.0, None
-    for fit in logistic.path(x, y, classes, penalties, cfg.tolerance):
+    for fit in fits:
         counts = metrics.confusion(labels, fit.predict(validation), classes)
         accuracy = metrics.score(counts, metric).accuracy
         curve.append(
@@ -56,7 +65,7 @@ def choose(
             best, model = accuracy, fit
     assert model is not None  # a grid has at least one penalty
     at_edge = len(penalties) > 1 and model.penalty in (penalties[0], penalties[-1])
-    return Choice(curve, model, bool(at_edge))
+    return Choice(curve, model, bool(at_edge), capped)
 
 
 def accuracy(
@@ -82,7 +91,10 @@ def accuracy(
     fit = np.setdiff1d(np.arange(len(train)), validation)
     choice = choose(train[fit], labels[fit], train[validation], labels[validation], classes, cfg, metric)
     penalty = choice.model.penalty
-    (final,) = logistic.path(train, labels, classes, [penalty], cfg.tolerance, start=choice.model)
+    if choice.capped:
+        (final,) = choice.capped.path(train, labels, classes, [penalty])
+    else:
+        (final,) = logistic.path(train, labels, classes, [penalty], cfg.tolerance, start=choice.model)
     return choice, final, final.predict(test)
 
 
@@ -150,7 +162,7 @@ def _warn(choice: Choice, final: logistic.Fit, cfg: params.Linear, what: str) ->
         )
     slow = [entry["l2"] for entry in choice.curve if not entry["converged"]]
     slow += [] if final.converged else [final.penalty]
-    if slow:
+    if slow and cfg.solver == "exact":
         print(
             f"{what}: the fits with penalties {', '.join(f'{p:g}' for p in slow)} ended with a gradient above "
             f"linear.tolerance, {cfg.tolerance:g}; raise it, or set linear.standardize.",

@@ -16,6 +16,7 @@ things make a path of 45 penalties cost a few hundred passes over the features:
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from diffsiam.evaluation.compiled import over_blocks
 
@@ -60,6 +63,30 @@ class Fit:
     def predict(self, x: NDArray[np.floating]) -> NDArray[np.int64]:
         """Labels (N,) of features (N, d)."""
         return (x @ self.weights.astype(x.dtype) + self.intercept.astype(x.dtype)).argmax(axis=1)
+
+
+class Capped:
+    """scikit-learn's L-BFGS as linusericsson/ssl-transfer runs it: at most 100 steps a fit, each begun where the last
+    one ended, whatever penalty or images that had. What it gives depends on the order of the fits."""
+
+    def __init__(self) -> None:
+        self.model = LogisticRegression(warm_start=True)
+
+    def path(
+        self, x: NDArray[np.float32], y: NDArray[np.int64], classes: int, penalties: Collection[float]
+    ) -> Iterator[Fit]:
+        """Fits for ``penalties`` in their order; see `path`."""
+        for penalty in penalties:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                self.model.set_params(C=1 / penalty).fit(x, y)
+            weights, intercept = np.zeros((x.shape[1], classes)), np.full(classes, -np.inf)
+            rows, bias = self.model.coef_, self.model.intercept_
+            if len(rows) == 1:  # of two classes scikit-learn keeps the difference
+                rows, bias = np.stack([0 * rows[0], rows[0]]), np.array([0, bias[0]])
+            weights[:, self.model.classes_], intercept[self.model.classes_] = rows.T, bias
+            steps = int(self.model.n_iter_.max())
+            yield Fit(weights, intercept, float(penalty), np.nan, np.nan, steps, steps < self.model.max_iter)
 
 
 class _Point(NamedTuple):

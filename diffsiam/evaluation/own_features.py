@@ -23,7 +23,7 @@ def feature_set(
     Args:
         features: arrays by the names of `store.KEYS`, or an .npz of them: train and test (N, d) of numbers, their
             labels (N,) of whole numbers or text. An array ``val``, if there is one, holds the rows of train that choose
-            the penalty; else ``cfg.val_fraction`` of each class is drawn, as for a data set of that ``name``.
+            the penalty; else ``cfg.val_fraction`` is drawn, as for a data set of that ``name``.
         metric: one of `store.METRICS`.
     Raises:
         UserError: an array is missing or not of its kind, NaN or infinity, labels in test that train has not.
@@ -42,7 +42,7 @@ def feature_set(
     if "val" in given:
         val = _array(title, "val", given["val"], "iu", 1)
     else:
-        val = readers.stratified(codes, cfg.val_fraction, runtime.rng(cfg.split_seed, "validation", name))
+        val = readers.validation(codes, cfg.val_fraction, cfg.val_draw, cfg.split_seed, name)
     meta = {
         "dataset": name,
         "classes": [str(c) for c in classes],

@@ -18,6 +18,12 @@ classifier.safetensors: the attribute classifier on pixels that the numbers are 
 numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row:
     measure round_trip: subject frozen_model (inverted and sampled by the diffusion model alone), conditioned (both
         given z) or frozen_inversion (inverted by the diffusion model alone, sampled given z); metric mse, psnr (dB).
+    measure autoencoding: subject inferred_x_T (sampled given z from the image's own x_T, inverted given z) or
+        random_x_T (from noise); metric mse, ssim, and lpips where its weights are there (`autoencoding.scores`).
+    measure frechet: subject as autoencoding, or frozen_model (sampled by the diffusion model alone); metric fid, where
+        `generation.frechet_images` asks for it and its weights are there (`autoencoding.distances`).
+    measure tad: subject segments or dimensions of z, of data sets with attributes; metric tad, tad_std and captured,
+        over five folds (`detectors.folds`).
     measure manipulation: subject d' and scale, as ``16 +6.8``; the attribute; metric intended, others
         (`measure.manipulated`). Data sets with attributes only, as the next.
     measure counterfactual: subject the segment range, as ``0-8``, at scale 1; the attribute that it carries; metric
@@ -30,6 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +53,7 @@ from diffsiam.data.images import open_images
 from diffsiam.diffusion import ddim, schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.probmask import Classifier, check_attributes, find, read
-from diffsiam.generation import factors, measure
+from diffsiam.generation import autoencoding, factors, measure
 from diffsiam.generation import model as guided
 from diffsiam.generation.counterfactual import Range, check_range, counterfactual
 from diffsiam.generation.manipulation import manipulate
@@ -185,7 +192,7 @@ def manipulations(job: Job) -> dict[str, NDArray[Any]]:
     indices = job.pairs().reshape(-1)
     scales = torch.tensor(job.cfg.manipulation_scales, dtype=torch.float64)
     x0 = job.test(indices)
-    latents = job.model.latents(x0)
+    latents = job.model.whole.latents(x0)
     images = [to_stored(manipulate(job.model, latents, c, scales)) for c in job.classifiers]
     names, dims = np.array([c.name for c in job.classifiers]), np.array([c.dims for c in job.classifiers], np.int64)
     arrays = {"images": np.stack(images), "originals": to_stored(x0), "attributes": names, "dims": dims}
@@ -223,24 +230,30 @@ def _train_factors(job: Job, out: Path) -> None:
 
 
 def numbers(job: Job) -> pd.DataFrame:
-    """Round trips; and where images have attributes, what manipulation and counterfactuals change."""
-    count, wanted = job.meta["counts"]["test"], job.cfg.measured
-    indices = runtime.rng(job.cfg.pairs.seed, "measured").permutation(count)[:wanted]
+    """Round trips and autoencoding; where images have attributes, TAD and what manipulation and counterfactuals
+    change."""
+    weights = autoencoding.judges(job.meta["image_size"], job.cfg.frechet_images is not None)
+    order = runtime.rng(job.cfg.pairs.seed, "measured").permutation(job.meta["counts"]["test"])
+    indices = order[: job.cfg.measured]
     x0 = job.test(indices)
     z, x_T = job.model.latents(x0)
-    rows = round_trips(job, x0, z)
+    returned = round_trips(job, x0, z)
+    rows = [row for name, x in returned.items() for row in _rows("round_trip", name, "", measure.round_trip(x0, x))]
+    made = {"inferred_x_T": returned["conditioned"], "random_x_T": autoencoding.from_noise(job.model, z, x0, indices)}
+    for name, x in made.items():
+        found = autoencoding.scores(x0, x, job.device, lpips="lpips" in weights)
+        rows += _rows("autoencoding", name, "", found)
+    images = open_images(job.data / "images_test.npy", job.root)
+    if "fid" in weights:
+        rows += autoencoding.distances(job.model, images, order[: job.cfg.frechet_images], weights["fid"])
+    if job.meta.get("attributes"):
+        rows += autoencoding.told(job.model, images, runtime.read_array(job.data / "attributes_test.npy"))
     if job.classifier is not None:
         names = check_attributes(job.meta, job.data)
         net = measure.load(job.classifier, names).to(job.device)
         judge = functools.partial(_judge, net, job.device)
         same = measure.exclusive(runtime.read_array(job.data / "attributes_train.npy"))
-        base = judge(job.model.sample(x_T, z))
-        for c in job.classifiers:
-            a = find(c.name, names, job.data)
-            for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
-                edited = manipulate(job.model, (z, x_T), c, torch.tensor([scale]))[:, 0]
-                found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
-                rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
+        rows += pushes(job, x0, (z, x_T), names, same, judge)
         labels = runtime.read_array(job.data / "attributes_test.npy")[indices].astype(np.int64)
         partner = measure.partners(len(indices))
         for what, start in {"counterfactual": x_T[partner], "segments": x_T}.items():
@@ -251,18 +264,40 @@ def numbers(job: Job) -> pd.DataFrame:
                 if carried is not None:
                     rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
     whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
-    return pd.DataFrame([{**whose, **row, "images": len(indices)} for row in rows], columns=list(COLUMNS))
+    return pd.DataFrame([{**whose, "images": len(indices), **row} for row in rows], columns=list(COLUMNS))
 
 
-def round_trips(job: Job, x0: Tensor, z: Tensor) -> list[dict[str, Any]]:
+def pushes(
+    job: Job,
+    x0: Tensor,
+    latents: tuple[Tensor, Tensor],
+    names: list[str],
+    same: NDArray[np.bool_],
+    judge: Callable[[Tensor], NDArray[np.float64]],
+) -> list[dict[str, Any]]:
+    """What Algorithm 3 changes in images x0 with these ``latents``, by every classifier at the outermost scales."""
+    model, rows = job.model.whole, []
+    if model is not job.model:  # whose inversion sees masks
+        latents = model.latents(x0)
+    z, x_T = latents
+    base = judge(model.sample(x_T, z))
+    for c in job.classifiers:
+        a = find(c.name, names, job.data)
+        for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
+            edited = manipulate(model, latents, c, torch.tensor([scale]))[:, 0]
+            found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
+            rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
+    return rows
+
+
+def round_trips(job: Job, x0: Tensor, z: Tensor) -> dict[str, Tensor]:
     """Inversion followed by sampling, without z, with z, and with z in sampling only."""
     model, free = job.model, job.model.invert(x0, None)
-    returned = {
+    return {
         "frozen_model": model.sample(free, None),
         "conditioned": model.sample(model.invert(x0, z), z),
         "frozen_inversion": model.sample(free, z),
     }
-    return [row for name, x in returned.items() for row in _rows("round_trip", name, "", measure.round_trip(x0, x))]
 
 
 def draw_pairs(cfg: Pairs, count: int, data: Path) -> NDArray[np.int64]:

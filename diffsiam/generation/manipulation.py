@@ -13,7 +13,7 @@ def manipulate(model: Guided, original: tuple[Tensor, Tensor], classifier: Class
     """Algorithm 3 at every scale.
 
     Args:
-        original: (z, x_T) of N images, from `Guided.latents`.
+        original: (z, x_T) of N images, from the latents of `Guided.whole`, which samples here as well.
         scales: (S,), the length s of the push in standard deviations; negative pushes away from the attribute, 0 is
             the reconstruction.
     Returns:
@@ -22,7 +22,7 @@ def manipulate(model: Guided, original: tuple[Tensor, Tensor], classifier: Class
     z, x_T = original
     edited = z[:, None] + scales.to(z)[:, None] * direction(classifier)
     start = x_T[:, None].expand(-1, len(scales), *x_T.shape[1:])
-    images = model.sample(start.reshape(-1, *x_T.shape[1:]), edited.flatten(0, 1))
+    images = model.whole.sample(start.reshape(-1, *x_T.shape[1:]), edited.flatten(0, 1))
     return images.reshape(len(z), len(scales), *x_T.shape[1:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class Guided:
     Args:
         decoder: from z and the U-Net's trunk to the field, (N, 3, side, side).
         edges: (n + 1,), the segments of z.
-        mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does;
-            Algorithms 2 and 3 give the decoder the whole z at every step.
+        mask_by_step: hide from the decoder the segments after that of the current step, as DiTi's sampler does in
+            counterfactuals; Algorithms 2 and 3 give the decoder the whole z at every step.
         captured: whether an evaluation of the networks is the replay of a CUDA graph.
         guidance: in place of ``cfg.guidance``.
     """
@@ -61,6 +62,14 @@ class Guided:
         """n."""
         return len(self.edges) - 1
 
+    @functools.cached_property
+    def whole(self) -> Guided:
+        """The same networks without masks: what manipulation works with, DiTi's too (its authors' code)."""
+        if not self.mask_by_step:
+            return self
+        how: dict[str, Any] = {"device": self.device, "captured": self.captured, "guidance": self.guidance}
+        return Guided(self.dm, self.encoder, self.decoder, self.edges, self.cfg, **how)
+
     def noise(self, z: Tensor | None) -> ddim.Model:
         """The noise that the model predicts given z (N, d); of the frozen U-Net alone where z is None. What a
         captured evaluation returned is overwritten by the next.
@@ -83,11 +92,11 @@ class Guided:
 
     def invert(self, x0: Tensor, z: Tensor | None) -> Tensor:
         """x_T of images by the prediction conditioned on z, or by the frozen U-Net alone where z is None."""
-        return self._integrate("invert", ddim.invert, x0, z)
+        return self._integrate("invert", ddim.invert, x0, z, self.cfg.inversion_steps or self.cfg.steps)
 
     def sample(self, x_T: Tensor, z: Tensor | None) -> Tensor:
         """Images of noise x_T, as `invert`."""
-        return self._integrate("sample", ddim.sample, x_T, z)
+        return self._integrate("sample", ddim.sample, x_T, z, self.cfg.steps)
 
     def latents(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """(z, x_T) of images, inverted as ``cfg.inversion`` says."""
@@ -100,12 +109,14 @@ class Guided:
         k = segment_of_step(t - 1, self.segments, TIMESTEPS)
         return mask(z, k, self._edges, "hierarchical")
 
-    def _integrate(self, what: str, direction: Callable[..., Tensor], x: Tensor, z: Tensor | None) -> Tensor:
+    def _integrate(
+        self, what: str, direction: Callable[..., Tensor], x: Tensor, z: Tensor | None, steps: int
+    ) -> Tensor:
         cfg = self.cfg
 
         def run(x: Tensor, *z: Tensor) -> Tensor:
             model = self.noise(z[0] if z else None)
-            return direction(model, x, cfg.steps, self.table, clip=cfg.clip, solver=cfg.solver)
+            return direction(model, x, steps, self.table, clip=cfg.clip, solver=cfg.solver)
 
         return self._batches(what, run, x, *([] if z is None else [z]))
 
@@ -141,8 +152,8 @@ def load(
     """
     config = runtime.read_json(representation / "config.json")
     method = methods.lookup(config["method"])
-    if not method.diffusion:
-        able = ", ".join(name for name, m in methods.METHODS.items() if m.diffusion)
+    if not method.decoder:
+        able = ", ".join(name for name, m in methods.METHODS.items() if m.decoder)
         raise UserError(f"{representation}: {config['method']} has no decoder to make pictures with. Methods: {able}.")
     recorded = config["params"].get("diffusion_model")
     dm = DiffusionModel.load(diffusion)

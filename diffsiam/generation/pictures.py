@@ -88,7 +88,7 @@ def manipulate(
     classifier = find_classifier(trained.probmask, attribute, dims)
     chosen = torch.tensor(scales if scales is not None else trained.cfg.manipulation_scales, dtype=torch.float64)
     x0 = read_pictures([picture], side)
-    made = algorithm3.manipulate(model, model.latents(x0), classifier, chosen)[0]
+    made = algorithm3.manipulate(model, model.whole.latents(x0), classifier, chosen)[0]
     write_strip(out, [torch.cat([x0, made])])
 
 

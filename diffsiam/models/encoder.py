@@ -42,13 +42,16 @@ class BasicBlock(nn.Module):
 class Encoder(nn.Module):
     """ResNet-10 with global average pool: images (N, 3, H, W) in [-1, 1] to z (N, 8 * width), float32.
 
-    Up to 32x32 the stem is one 3x3 convolution of stride 1 without max-pool, above it is the standard 7x7 of stride 2
-    with max-pool.
+    Args:
+        stem: ``3x3``, one convolution of stride 1 without max-pool; ``7x7``, the standard one of stride 2 with
+            max-pool; ``auto``, the first for images up to 32x32 and the second above.
+        zero_init_residual: the last batch norm of each block starts at 0, so that the block starts as its shortcut
+            (Goyal et al. 2017).
     """
 
-    def __init__(self, width: int, image_size: int) -> None:
+    def __init__(self, width: int, image_size: int, stem: str = "auto", zero_init_residual: bool = False) -> None:
         super().__init__()
-        small = image_size <= 32
+        small = image_size <= 32 if stem == "auto" else stem == "3x3"
         self.conv1 = nn.Conv2d(3, width, *((3, 1, 1) if small else (7, 2, 3)), bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool: nn.Module = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
@@ -59,6 +62,8 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock) and zero_init_residual:
+                nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """z = f_omega(x)."""
@@ -119,13 +124,19 @@ STRIDED = {
 }  # image size to ReLU or not
 
 
-def build(kind: str, width: int, image_size: int, dim: int) -> nn.Module:
-    """An encoder, ``resnet10`` or ``conv``, from images of ``image_size`` to z of ``dim`` numbers; of ResNet-10 that is
-    8 * width."""
-    return ConvEncoder(width, image_size, dim) if kind == "conv" else Encoder(width, image_size)
+def build(
+    kind: str, width: int, image_size: int, dim: int, stem: str = "auto", zero_init_residual: bool = False
+) -> nn.Module:
+    """An encoder, ``resnet10`` or ``conv``, from images of ``image_size`` to z of ``dim`` numbers; of ResNet-10, which
+    alone has a stem and residual blocks to choose, that is 8 * width."""
+    if kind == "conv":
+        return ConvEncoder(width, image_size, dim)
+    return Encoder(width, image_size, stem, zero_init_residual)
 
 
 def recorded(config: Mapping[str, Any]) -> nn.Module:
-    """The encoder, untrained, that a config.json describes; those of before there was a choice are ResNet-10."""
+    """The encoder, untrained, that a config.json describes; those of before there was a choice are ResNet-10 with the
+    stem of their image size."""
     width = config["encoder_width"]
-    return build(config.get("encoder", "resnet10"), width, config["image_size"], config.get("dim", 8 * width))
+    kind, dim, stem = config.get("encoder", "resnet10"), config.get("dim", 8 * width), config.get("stem", "auto")
+    return build(kind, width, config["image_size"], dim, stem)

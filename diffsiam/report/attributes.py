@@ -134,7 +134,7 @@ def note(results: Sequence[dict[str, Any]]) -> str:
 
 # ----------------------------------------------------------------------------------------------- differences
 def difference_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Every method against the untrained encoder, SimSiam and the raw pixels, and the pairs of `paired` and `CLAIM`:
+    """Every method against `paired.BASELINES` and the raw pixels, and the pairs of `paired` and `CLAIM`:
     protocol, dataset, metric, method, against, difference, ci95, spread over seeds."""
     rows = []
     for (protocol, dataset), group in _grouped(results).items():
@@ -192,9 +192,9 @@ def _stack(group: _Group, method: str, metric: str, seeds: Sequence[int | None])
 
 
 def _differences(differences: pd.DataFrame) -> str:
-    """Differences from the untrained encoder, and that of `CLAIM`, as Markdown."""
+    """Differences from the untrained encoder and the frozen diffusion model, and that of `CLAIM`, as Markdown."""
     claim = (differences["method"] == CLAIM[0]) & (differences["against"] == CLAIM[1])
-    shown = differences[(differences["against"] == "untrained") | claim]
+    shown = differences[(differences["against"].isin(["untrained", "frozen_dm"])) | claim]
     if shown.empty:
         return ""
     columns = list(dict.fromkeys(zip(shown["dataset"], shown["metric"], strict=True)))

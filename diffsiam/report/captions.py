@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam import runtime
-from diffsiam.report import factors, swaps
+from diffsiam.report import factors, frozen_grid, swaps
 from diffsiam.report.figures import Inputs, manipulated, method_title, training_history
 
 
@@ -107,4 +107,5 @@ SHOWS: dict[str, Callable[[Inputs], str]] = {
 OWN: dict[str, Callable[[Inputs], str]] = {
     "factors": lambda inputs: factors.shows(factors.read(inputs.files)),
     "swaps": lambda inputs: swaps.shows([*inputs.arrays(swaps.NEEDED).values()]),
+    "frozen_grid": lambda inputs: frozen_grid.shows(frozen_grid.read(inputs.files)),
 }

@@ -145,7 +145,8 @@ def _note(records: Sequence[Mapping[str, Any]]) -> str:
     )
     cut = dict.fromkeys(f"{r['pretrain']}: z of {r['dim']} numbers in {r['codes']} codes" for r in records)
     lines = [
-        "Floor: the same scores of as many principal components of all of z, a rotation that needs no method.",
+        "Floor: the same scores of as many principal components of all of z, a rotation that needs no method; of "
+        "blocks, the mean over random orders of the numbers of z.",
         "FactorVAE alone proves little: random rotations of perfect codes score .6 to .9, their DCI .1 to .4.",
         f"{'; '.join(cut)}. {'; '.join(protocols)}. Seeds: {', '.join(map(str, seeds))}"
         + ("; standard deviation over seeds in parentheses." if len(seeds) > 1 else "; differences hold its luck."),

@@ -62,7 +62,7 @@ def shapes(representation: Path, diffusion: Path) -> Shapes:
     record = runtime.read_json(representation)
     config = {k: v for k, v in runtime.read_json(diffusion).items() if not k.startswith("_")}
     with torch.device("meta"):
-        encoder = Encoder(record["encoder_width"], record["image_size"])
+        encoder = Encoder(record["encoder_width"], record["image_size"], record.get("stem", "auto"))
         heads = Heads(record["dim"])
         dm = DiffusionModel(UNet2DModel.from_config(config)).eval()
         decoder = Decoder(dm.unet, record["dim"])

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
+from diffsiam.report import frozen_grid
 from diffsiam.report.save import save
 from diffsiam.training import methods
 
@@ -304,4 +305,8 @@ FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "4_9": loss,
 }
 # Not the thesis's: files are named by the word alone.
-OWN: dict[str, Callable[[Inputs], Figure]] = {"factors": _factors, "swaps": _swaps}
+OWN: dict[str, Callable[[Inputs], Figure]] = {
+    "factors": _factors,
+    "swaps": _swaps,
+    "frozen_grid": lambda inputs: frozen_grid.draw(frozen_grid.read(inputs.files), inputs.dataset),
+}

@@ -37,7 +37,7 @@ from diffsiam.training.methods import METHODS
 
 AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained on
 ALL = "all"  # in place of a seed
-BASELINES = ("untrained", "simsiam")
+BASELINES = ("untrained", "frozen_dm", "simsiam")
 ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
 ALONE = ("diffsiam_hier", "pdae")  # what SimSiam and segments add to the diffusion term alone
 COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread"]

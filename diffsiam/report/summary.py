@@ -18,7 +18,7 @@ from diffsiam.report import paired, tables
 from diffsiam.report.save import save
 from diffsiam.training import methods
 
-_BASELINE = "simsiam"
+_BASELINES = ("simsiam", "frozen_dm")  # of those of `paired`, what is shown here
 _THESIS_PRETRAIN = "CIFAR10"  # what the thesis trains the encoders of its tables on
 _SHARED = "the thesis's sets"  # in place of a data set: the transfer sets that the thesis prints too
 _FEATURES = {  # what is said of features beside the accuracies
@@ -195,8 +195,9 @@ def text(
     compared = differences.assign(protocol=differences["shots"].map(_label))
     compared = pd.concat([compared, _shared(compared, thesis, pretrain)])
     pooled = compared[compared["seed"] == paired.ALL]
-    if _BASELINE in set(pooled["against"]):
-        lines += [*_differences(pooled[pooled["against"] == _BASELINE], thesis, pretrain, titles), ""]
+    for baseline in _BASELINES:
+        if not (found := pooled[pooled["against"] == baseline]).empty:
+            lines += [*_differences(found, thesis, pretrain, titles, baseline), ""]
     return "\n".join([*lines, *_order(pooled, len(seeds)), ""])
 
 
@@ -248,25 +249,28 @@ def _shared(differences: pd.DataFrame, thesis: pd.DataFrame, pretrain: str) -> p
     return means.reset_index().merge(spread, on=keys).assign(dataset=_SHARED)
 
 
-def _differences(rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str]) -> list[str]:
-    """From SimSiam: on the data set pretrained on, on the transfer average, and on those of its sets that the thesis
-    prints, each beside the thesis's own."""
+def _differences(
+    rows: pd.DataFrame, thesis: pd.DataFrame, pretrain: str, titles: dict[str, str], baseline: str
+) -> list[str]:
+    """From ``baseline``: on the data set pretrained on, on the transfer average, and on those of its sets that the
+    thesis prints, each beside the thesis's own where it has the baseline."""
     ours = rows.set_index(["dataset", "protocol", "method"])
     place = thesis["dataset"].where(thesis["dataset"] == pretrain, _SHARED)
     theirs = thesis.groupby([place, "protocol", "method"])["accuracy"].mean()
     there = set(ours.index.get_level_values("dataset"))
-    places = [(name, name in set(place)) for name in (pretrain, paired.AVERAGE, _SHARED) if name in there]
+    known = set(place) if baseline in set(thesis["method"]) else set()
+    places = [(name, name in known) for name in (pretrain, paired.AVERAGE, _SHARED) if name in there]
     out = [["Method", "Protocol", *(title for name, beside in places for title in [name, "thesis"][: 1 + beside])]]
-    for method, protocol in itertools.product([m for m in titles if m != _BASELINE], rows["protocol"].unique()):
+    for method, protocol in itertools.product([m for m in titles if m != baseline], rows["protocol"].unique()):
         out.append([titles[method], protocol])
         for name, beside in places:
             cell = ours.xs((name, protocol, method)).to_dict() if (name, protocol, method) in ours.index else None
             out[-1].append(tables.cell(cell["difference"], cell["ci95"], cell["spread"], sign="+") if cell else "")
             if beside:
-                x, y = (theirs.get((name, protocol, m)) for m in (method, _BASELINE))
+                x, y = (theirs.get((name, protocol, m)) for m in (method, baseline))
                 out[-1].append("" if x is None or y is None else tables.cell(x - y, sign="+"))
     return [
-        f"**Difference from {titles[_BASELINE]}** in points ± 95 % half-width, paired: episode by episode, test image",
+        f"**Difference from {titles[baseline]}** in points ± 95 % half-width, paired: episode by episode, test image",
         "by test image"
         + ("" if rows["spread"].isna().all() else "; standard deviation over seeds in parentheses")
         + ".",

@@ -138,10 +138,24 @@ def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
 
 def encoders(configs: Sequence[Path]) -> list[str]:
     """How the encoders were trained, from their own records, in sentences."""
-    records = {(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}
-    first = next(iter(records.values()))
-    params = {k: v for record in records.values() for k, v in record["params"]["representation"].items()}
-    cut = [record["segments"] for record in records.values() if METHODS[record["method"]].segment]
+    every = [*{(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}.values()]
+    records = [record for record in every if not METHODS[record["method"]].frozen]
+    return (_trained(records) if records else []) + _frozen([r for r in every if METHODS[r["method"]].frozen])
+
+
+def _frozen(records: Sequence[dict[str, Any]]) -> list[str]:
+    pieces = {(r["block"], r["level"], r["dim"], bool(r["grid"])): r["method"] for r in records}
+    return [
+        f"{METHODS[method].title}: block {block} on its way up, fed images noised to t = {level}, d = {dim}"
+        + (", the best on the pretraining set's validation images." if chosen else ", as given.")
+        for (block, level, dim, chosen), method in pieces.items()
+    ]
+
+
+def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
+    first = records[0]
+    params = {k: v for record in records for k, v in record["params"]["representation"].items()}
+    cut = [record["segments"] for record in records if METHODS[record["method"]].segment]
     lines = [
         f"Encoders: {_NETWORKS[first.get('encoder', 'resnet10')]}, width {first['encoder_width']}, d = {first['dim']}, "
         + (f"{cut[0]} segments, " if cut else "")  # what a method does not use its record may have of an older edit
@@ -149,9 +163,10 @@ def encoders(configs: Sequence[Path]) -> list[str]:
         + (f", {params['steps']} steps of {params['batch_size']}." if "steps" in params else "."),
     ]
     if "diffusion_weight" in params:  # a method records the weights of the terms that it has
+        of = " of the noise" if params.get("loss_space") == "noise" else ""
         lines.append(
-            f"The diffusion term is the mean over pixels, weighted by {params['diffusion_weight']:g} (our choice: "
-            "the thesis leaves the scale open)"
+            f"The diffusion term is the mean over pixels{of}, "
+            f"weighted by {params['diffusion_weight']:g} (our choice: the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
     return lines

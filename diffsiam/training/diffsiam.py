@@ -39,7 +39,7 @@ def make_task(
         averaged,
         images,
         make_batch(method, cfg, dm, device),
-        ["view1", "view2"] * method.ssl + ["noise"] * method.diffusion,
+        ["view1", "view2"] * method.ssl + ["noise", "mirror"] * method.diffusion,
         frozen=dm,
         kept={} if learner.heads is None else {"heads": learner.heads},
         warnings={"spread": (cfg.collapse_below, math.inf, COLLAPSING)},
@@ -52,7 +52,8 @@ class Learner(nn.Module):
     def __init__(self, method: methods.Method, cfg: Representation, image_size: int, dm: DiffusionModel | None) -> None:
         super().__init__()
         self.method, self.cfg = method, cfg
-        self.encoder = encoder.build(cfg.encoder, cfg.encoder_width, image_size, cfg.dim)
+        shape = cfg.encoder, cfg.encoder_width, image_size, cfg.dim
+        self.encoder = encoder.build(*shape, cfg.stem, cfg.zero_init_residual)
         self.heads = Heads(cfg.dim) if method.ssl else None
         self.decoder = None
         if dm is not None and method.diffusion:
@@ -79,12 +80,13 @@ class Learner(nn.Module):
         return {"loss": loss, **parts}
 
     def diffusion_loss(self, z: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Eq. 3.11 with the mean over pixels and batch in place of the squared norm."""
+        """Eq. 3.11 with the mean over pixels and batch in place of the squared norm; of noise, not of x0, where the
+        batch holds that."""
         assert self.decoder is not None
         assert self.method.mask is not None
         zbar = segments.mask(z, batch["k"], self.edges, self.method.mask)
-        compensation = batch["guidance"] * self.decoder(zbar, batch["trunk"])
-        error = (batch["x0"] - batch["x0_hat"] - compensation).square().mean(dim=(1, 2, 3))
+        compensation = batch["strength"] * self.decoder(zbar, batch["trunk"])
+        error = (batch["target"] - batch["estimate"] - compensation).square().mean(dim=(1, 2, 3))
         return (batch["weight"].flatten() * error).mean()
 
 
@@ -126,7 +128,11 @@ def diffusion_batch(
 ) -> dict[str, Any]:
     """The frozen side of Eq. 3.11 for images x0: noise them, and let the diffusion model reconstruct.
 
-    The network is fed ``t``; ``x0_hat`` is recovered at the true noise level; w and lambda are taken at the step fed.
+    The error is weight * |target - estimate - strength * g|^2. With ``loss_space: x0`` it is that of Eq. 3.11: x0, what
+    the model makes of it, w and lambda. With ``noise`` it is PDAE's own: the noise, its prediction, the shift of the
+    posterior mean, and the weight without SNR_t. At the same step the two are equal; with k further steps the frozen
+    model's error weighs SNR_t / SNR_{t+k} times as much in the first.
+    The network is fed ``t``; x0 is recovered at the true noise level; strength and weight are taken at the step fed.
     Where x0 is but the ``rows`` of a batch of ``count``, the draws are those of the whole batch.
     """
     count = count or len(x0)
@@ -134,20 +140,24 @@ def diffusion_batch(
     noise = torch.randn((count, *x0.shape[1:]), generator=g, device=g.device)[rows]
     x = table.q_sample(x0, level, noise)
     trunk, predicted = dm(x, t)
-    x0_hat = table.x0_from_noise(x, level, predicted)
-    return {
-        "k": k,
-        "trunk": trunk,
-        "x0_hat": x0_hat,
-        "guidance": table.guidance(t),
-        "weight": table.weight(t),
-    }
+    if cfg.loss_space == "noise":
+        error = {
+            "target": noise,
+            "estimate": predicted,
+            "strength": table.noise_shift(t),
+            "weight": table.noise_weight(t),
+        }
+    else:
+        x0_hat = table.x0_from_noise(x, level, predicted)
+        error = {"target": x0, "estimate": x0_hat, "strength": table.guidance(t), "weight": table.weight(t)}
+    return {"k": k, "trunk": trunk, **error}
 
 
 def make_batch(
     method: methods.Method, cfg: Representation, dm: DiffusionModel | None, device: torch.device
 ) -> Callable[[Inputs], dict[str, Any]]:
-    """The function that makes a step's batch: clean images, two views, and the frozen side of Eq. 3.11."""
+    """The function that makes a step's batch: two views of the clean images, and the frozen side of Eq. 3.11 for them,
+    mirrored where ``cfg.flip`` says so."""
     table = Schedule().to(device)
 
     def batch(inputs: Inputs) -> dict[str, Any]:
@@ -158,6 +168,8 @@ def make_batch(
             drawn = augment.draw(count, x0.shape[-1], cfg.views, g["view1"], g["view2"], rows=rows)
             out["view1"], out["view2"] = augment.apply(x0, drawn).chunk(2)
         if dm is not None:
+            if cfg.flip:
+                x0 = out["x0"] = inputs.mirror(x0, cfg.flip, "mirror")
             out |= diffusion_batch(dm, table, method, cfg, x0, g["noise"], count, rows)
         return out
 

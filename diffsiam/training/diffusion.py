@@ -100,9 +100,7 @@ def make_batch(cfg: Diffusion, device: torch.device) -> Callable[[Inputs], dict[
 
     def batch(inputs: Inputs) -> dict[str, Tensor]:
         g, count, rows = inputs.generators["diffusion"], inputs.batch_size, inputs.rows
-        x0 = pixels.to_float(inputs.images())
-        flip = torch.rand(count, generator=g, device=device)[rows] < cfg.flip
-        x0 = torch.where(flip.view(-1, 1, 1, 1), x0.flip(3), x0)
+        x0 = inputs.mirror(pixels.to_float(inputs.images()), cfg.flip, "diffusion")
         t = torch.randint(1, schedule.TIMESTEPS + 1, (count,), generator=g, device=device)[rows]
         noise = torch.randn((count, *x0.shape[1:]), generator=g, device=device)[rows]
         return {"x": table.q_sample(x0, t, noise), "t": t, "noise": noise}

@@ -86,6 +86,12 @@ class Inputs:
         assert self._labels is not None
         return self._labels.index_select(0, self._indices)
 
+    def mirror(self, x: Tensor, probability: float, purpose: str) -> Tensor:
+        """The images ``x`` (N, C, H, W) of the step, each mirrored with ``probability``; the generator of ``purpose``
+        draws."""
+        drawn = torch.rand(self.batch_size, generator=self.generators[purpose], device=self.device)[self.rows]
+        return torch.where((drawn < probability).view(-1, 1, 1, 1), x.flip(3), x)
+
     def _chosen(self, step: int) -> Tensor:
         return torch.from_numpy(step_indices(self.size, self.batch_size, self.seed, step)[self.rows])
 

@@ -16,7 +16,8 @@ class Method:
     Attributes:
         title: the name in tables and figures.
         family: the module with its loss and its batch: ``diffsiam`` (a decoder that is told the masked z) or
-            ``disdiff`` (a gradient field for each code of z).
+            ``disdiff`` (a gradient field for each code of z); or ``frozen``, the diffusion model itself
+            (`diffsiam.evaluation.frozen`).
         mask: strategy of `diffsiam.models.segments.mask`; None for a method without a diffusion term.
         segment: what chooses the segment k: ``extra_steps`` draws k ~ U{1..n} and adds k forward steps (Eq. 3.11),
             ``timestep`` is DiTi's k = 1 + floor(t * n / T), None has no segments and no extra steps (PDAE).
@@ -35,8 +36,18 @@ class Method:
 
     @property
     def diffusion(self) -> bool:
-        """Whether the method needs a diffusion model and trains a decoder."""
+        """Whether the method needs a diffusion model."""
+        return self.decoder or self.frozen
+
+    @property
+    def decoder(self) -> bool:
+        """Whether the method trains a decoder on the diffusion model."""
         return self.mask is not None or self.coded
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder is a piece of the diffusion model, which `params.FrozenDm` chooses."""
+        return self.family == "frozen"
 
     @property
     def coded(self) -> bool:
@@ -47,17 +58,20 @@ class Method:
     def weights(self) -> tuple[str, ...]:
         """Stems of the weight files that training leaves."""
         names = ["encoder", "encoder_ema"]
-        return tuple(names + ["decoder_ema"] * self.diffusion + ["heads"] * self.ssl)
+        return tuple(names + ["decoder_ema"] * self.decoder + ["heads"] * self.ssl)
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Keys of representation in params.yaml that the method's weights do not depend on: a warning's threshold, and
         what belongs to terms of the loss, segments or a training that the method does not have."""
-        keys = ["collapse_below"] + ["decoder_optimizer"] * (not self.diffusion)
-        keys += ["diffusion_weight"] * (self.mask is None)
+        if self.frozen:  # what it depends on is no part of representation
+            return ()
+        keys = ["collapse_below"] + ["decoder_optimizer"] * (not self.decoder)
+        keys += ["diffusion_weight", "loss_space", "flip"] * (self.mask is None)
+        keys += ["stem", "zero_init_residual"] * self.coded
         keys += ["codes.embedding", "codes.reconstruction"] * (not self.coded)
         keys += [f"codes.{key}" for key in _DISENTANGLING] * (not self.disentangle)
-        keys += ["ssl_weight", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
+        keys += ["ssl_weight", "fixed_predictor_rate", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
         keys += ["time_input"] * (self.segment != "extra_steps") + ["diti"] * (self.segment != "timestep")
         keys += ["steps", "optimizer", "grad_clip", "ema_decay", "snapshots"] * (not self.trained)
         return tuple(f"representation.{key}" for key in keys)
@@ -65,6 +79,7 @@ class Method:
 
 METHODS = {
     "untrained": Method("Untrained", trained=False),
+    "frozen_dm": Method("Frozen DM", family="frozen", trained=False),
     "simsiam": Method("SimSiam", ssl=True),
     "pdae": Method("PDAE", mask="full"),
     "diti": Method("DiTi", mask="hierarchical", segment="timestep"),
@@ -81,6 +96,15 @@ METHODS = {
 def snapshot_steps(steps: int, count: int) -> list[int]:
     """``count`` evenly spaced steps (fewer where there are fewer), the last at the end."""
     return sorted({-(-i * steps // count) for i in range(1, count + 1)})
+
+
+def needs_diffusion(name: str, dataset: str) -> UserError:
+    """What is said where ``name`` is to be trained on ``dataset`` without the diffusion model that it needs."""
+    return UserError(
+        f"{name}: this method needs a diffusion model; name its folder with --diffusion, for instance "
+        f"results/diffusion/{dataset}. Methods without one: "
+        f"{', '.join(name for name, method in METHODS.items() if not method.diffusion)}."
+    )
 
 
 def lookup(name: str) -> Method:

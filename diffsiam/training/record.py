@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,31 @@ def finish(
     **more: Any,
 ) -> None:
     """Write the history and the record of a run, and drop its checkpoint."""
+    write(config, history_csv, plan.identity, plan.device, plan.dtype, history, began, **more)
+    plan.checkpoint.unlink(missing_ok=True)
+
+
+def write(
+    config: Path,
+    history_csv: Path,
+    identity: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    history: list[dict[str, float]],
+    began: float,
+    **more: Any,
+) -> None:
+    """Write the history, and the record of what depends on ``identity`` and was computed on ``device`` in ``dtype``."""
     import pandas as pd
 
     with runtime.atomic(history_csv) as temporary:
         pd.DataFrame(history or {"step": [], "loss": []}).to_csv(temporary, index=False, float_format="%.6g")
     record = {
         **more,
-        "params": plan.identity,
-        "device": str(plan.device),
-        "precision": str(plan.dtype).removeprefix("torch."),
+        "params": identity,
+        "device": str(device),
+        "precision": str(dtype).removeprefix("torch."),
         "seconds": round(time.monotonic() - began, 1),
         "collected": runtime.provenance(),
     }
     runtime.write_json(config, record)
-    plan.checkpoint.unlink(missing_ok=True)

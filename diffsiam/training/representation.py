@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from diffsiam import params, runtime
 from diffsiam.data import pixels
 from diffsiam.data.images import Images, open_images
-from diffsiam.errors import UserError
 from diffsiam.params import Optimizer, Representation, Runtime
 from diffsiam.training import loop, methods, record
 from diffsiam.training.parallel import world
@@ -54,11 +53,7 @@ def run(
     began = time.monotonic()
     method = methods.lookup(name)
     if method.diffusion and dm_folder is None:
-        raise UserError(
-            f"{name}: this method needs a diffusion model; name its folder with --diffusion, for instance "
-            f"results/diffusion/{data.name}. Methods without one: "
-            f"{', '.join(k for k, m in methods.METHODS.items() if not m.diffusion)}."
-        )
+        raise methods.needs_diffusion(name, data.name)
     device = runtime.select_device(rt)
     images = open_images(data / "images_train.npy", root)
     used = params.select({"representation": dataclasses.asdict(cfg)}, ("representation",), method.unused)
@@ -108,7 +103,7 @@ def run(
                     out / f"encoder_step{step}.safetensors", runtime.load_weights(snapshot(plan, step))
                 )
             shape = {"encoder": cfg.encoder, "encoder_width": cfg.encoder_width, "image_size": images.shape[1]}
-            shape |= {"segments": cfg.segments, "dim": cfg.dim}
+            shape |= {"stem": cfg.stem, "segments": cfg.segments, "dim": cfg.dim}
             record.finish(
                 out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape
             )
@@ -148,10 +143,14 @@ def save(out: Path, task: loop.Task, means: dict[str, dict[str, Tensor]], stems:
 
 
 def make_optimizers(learner: nn.Module, cfg: Representation) -> list[loop.Scheduled]:
-    """One optimiser for encoder and heads, one for the decoder, fused: one pass over all weights."""
+    """One optimiser for encoder and heads, one for the decoder, fused: one pass over all weights; and one for SimSiam's
+    predictor where its rate is fixed."""
+    own = {"decoder.": cfg.decoder_optimizer}  # by the beginning of a weight's name
+    if cfg.fixed_predictor_rate:
+        own["heads.predictor."] = dataclasses.replace(cfg.optimizer, schedule="constant", warmup=0)
     named = list(learner.named_parameters())
-    parts = [(cfg.optimizer, [p for name, p in named if not name.startswith("decoder.")])]
-    parts.append((cfg.decoder_optimizer, [p for name, p in named if name.startswith("decoder.")]))
+    parts = [(cfg.optimizer, [p for name, p in named if not name.startswith(tuple(own))])]
+    parts += [(part, [p for name, p in named if name.startswith(start)]) for start, part in own.items()]
     return [
         loop.Scheduled(make_optimizer(part, parameters), learning_rate(part, cfg.steps))
         for part, parameters in parts

@@ -56,6 +56,18 @@ def test_the_whole_image_is_left_as_it_is() -> None:
     assert torch.allclose(augment.crop_and_flip(x, box, torch.zeros(4, dtype=torch.bool)), x, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [8, 16, 64, 128])
+def test_without_a_crop_every_view_shows_the_whole_image(side: int) -> None:
+    views = dataclasses.replace(VIEWS, crop_scale=None, jitter_probability=0.0, grey_probability=0.0, blur_from=999)
+    drawn, cropped = augment.draw(5_000, side, views, generator()), augment.draw(5_000, side, VIEWS, generator())
+    assert drawn.box.unique(dim=0).tolist() == [[0, 0, side, side]]
+    assert torch.equal(drawn.flip, cropped.flip)  # nothing else is drawn anew
+    x = images(20, side) * 2 - 1
+    for i, view in enumerate(augment.apply(x, augment.draw(20, side, views, generator(1)))):
+        flip = bool(augment.draw(20, side, views, generator(1)).flip[i])
+        assert torch.allclose(view, tv.horizontal_flip(x[i]) if flip else x[i], atol=1e-6)
+
+
 FACTORS = torch.tensor([0.0, 0.6, 0.9, 1.0, 1.1, 1.4, 2.0, 0.3])
 
 

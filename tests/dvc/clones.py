@@ -171,7 +171,7 @@ def ran(said: str) -> list[str]:
 def level(rule: str) -> str:
     """The level of the DAG that a rule belongs to: the stage of dvc.yaml, without its method."""
     first = rule.split("_")[0]
-    return "tables" if first in {"table4", "summary", "provenance", "metrics"} else first
+    return "tables" if first in {"table4", "summary", "provenance", "page", "metrics"} else first
 
 
 def closure(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> set[str]:

@@ -120,7 +120,7 @@ def test_an_edited_function_of_the_fewshot_code_plans_fewshot_and_its_tables(
     path = clone.root / "diffsiam/evaluation/fewshot.py"
     path.write_text(path.read_text() + "\n\ndef added() -> int:\n    return 1\n")
     assert closure(changed_levels(clone), edges) == planned_levels(clone) == {"fewshot", "tables"}
-    assert set(clone.planned("tables")) == {"fewshot", "table4_2", "summary"}
+    assert set(clone.planned("tables")) == {"fewshot", "table4_2", "summary", "page"}
 
 
 def test_an_edited_rule_is_seen_by_both(clone: Clone, edges: list[tuple[str, str]]) -> None:

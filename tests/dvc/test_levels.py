@@ -31,12 +31,12 @@ LISTS = {"dataset": "transfer", "seed": "seeds", "method": "methods"}  # wildcar
 def clone(fresh: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     """Several of everything that params.yaml lists."""
     clone = fresh.clone(tmp_path / "repo")
-    clone.edit("methods", ["simsiam", "diti", "diffsiam_hier"])
+    clone.edit("methods", ["frozen_dm", "simsiam", "diti", "diffsiam_hier"])
     clone.edit("seeds", [0, 1])
     clone.edit("transfer", ["digits", "photos"])
     clone.edit("heads.regression_on", ["sprites"])
     clone.edit("disentanglement.datasets", ["rooms"])
-    clone.edit("disentanglement.methods", ["pdae", "diti", "diffsiam_hier"])
+    clone.edit("disentanglement.methods", ["frozen_dm", "pdae", "diti", "diffsiam_hier"])
     monkeypatch.chdir(clone.root)  # DVC names stages as seen from here
     return clone
 

@@ -69,7 +69,7 @@ def test_without_records_a_run_says_so_and_restore_settles_it(pulled: Clone) -> 
             k: v for k, v in before[name].items() if k not in times
         }
     pulled.edit("fewshot.episodes", 21)
-    assert set(pulled.planned("tables")) == {"fewshot", "table4_2", "summary"}
+    assert set(pulled.planned("tables")) == {"fewshot", "table4_2", "summary", "page"}
 
 
 def test_restore_refuses_after_an_edit_of_params_and_after_half_a_pull(pulled: Clone) -> None:

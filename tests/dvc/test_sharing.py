@@ -52,21 +52,28 @@ def test_params_metrics_and_plots_show_what_an_experiment_did(varied: Clone) -> 
     metrics = json.loads(varied.dvc("metrics", "diff", "--all", "--json"))["results/metrics.json"]
     with open(varied.root / "results/table4_2.csv", newline="") as f:
         accuracy = float(next(row["accuracy"] for row in csv.DictReader(f) if row["shots"] == "1"))
-    assert metrics["fewshot.1.digits.diffsiam_hier"]["new"] == accuracy
-    assert metrics["linear.digits.diffsiam_hier"]["diff"] == 0
+    assert metrics["1-shot.diffsiam_hier"]["new"] == accuracy
+    assert metrics["linear.diffsiam_hier"]["diff"] == 0
     probe = json.loads((varied.root / "results/linear/sprites/diffsiam_hier/seed0/digits.json").read_text())
     best = max(entry["accuracy"] for entry in probe["validation"])
-    assert metrics["validation.digits.diffsiam_hier"]["new"] == round(best, 4)
+    assert metrics["validation.diffsiam_hier"]["new"] == round(best, 4)
 
     plots = json.loads(varied.dvc("plots", "diff", "--json"))
     assert not plots.get("errors")
-    shown = {name: [spec["content"]["data"]["values"] for spec in specs] for name, specs in plots["data"].items()}
-    assert set(shown) == {"Training loss", "Validation accuracy over penalties", "results/plots/accuracy.csv"}
-    losses = [v for values in shown["Training loss"] for v in values if v["rev"] == "workspace"]
-    assert [float(v["step"]) for v in losses] == [1, 2, 3]
-    assert all(float(v["diffsiam_hier"]) > 0 for v in losses)
-    curve = [v for values in shown["Validation accuracy over penalties"] for v in values if v["rev"] == "workspace"]
-    assert [float(v["log10_l2"]) for v in curve] == sorted(float(v["log10_l2"]) for v in curve)
+    picture = plots["data"].pop("results/paired.png")
+    assert {spec["revisions"][0] for spec in picture} == {"HEAD", "workspace"}
+    contents = {name: [spec["content"] for spec in specs] for name, specs in plots["data"].items()}
+    assert set(contents) == {"Training loss", "Validation accuracy over penalties", "Table 4.1"}
+    assert {c["encoding"]["color"]["field"] for drawn in contents.values() for c in drawn} == {"method"}
+    shown = {
+        name: [v for c in drawn for v in c["data"]["values"] if v["rev"] == "workspace"]
+        for name, drawn in contents.items()
+    }
+    assert {v["method"] for values in shown.values() for v in values} == {"diffsiam_hier"}
+    assert [float(v["step"]) for v in shown["Training loss"]] == [1, 2, 3]
+    assert all(float(v["loss"]) > 0 for v in shown["Training loss"])
+    curve = [float(v["log10_l2"]) for v in shown["Validation accuracy over penalties"]]
+    assert curve == sorted(curve)
     assert len(curve) == 3
 
 
@@ -84,9 +91,9 @@ def test_an_experiment_and_a_queue_of_three_list_their_accuracies(varied: Clone,
     found = {row["Experiment"] or row["rev"]: row for row in rows}
     for name, episodes in names.items():
         assert found[name]["fewshot.episodes"] == episodes
-        assert 0 < float(found[name]["fewshot.1.average.diffsiam_hier"]) < 100
-        assert found[name]["linear.digits.diffsiam_hier"] == found["main"]["linear.digits.diffsiam_hier"]
-    assert len({found[name]["fewshot.2.digits.diffsiam_hier"] for name in names}) > 1
+        assert 0 < float(found[name]["1-shot.diffsiam_hier"]) < 100
+        assert found[name]["linear.diffsiam_hier"] == found["main"]["linear.diffsiam_hier"]
+    assert len({found[name]["2-shot.diffsiam_hier"] for name in names}) > 1
 
     clone.dvc("exp", "apply", "queued23")
     assert clone.changed() == {}

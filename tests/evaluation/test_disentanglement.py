@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -281,8 +282,25 @@ def test_the_record_holds_every_score_with_its_floor(tmp_path: Path, codes: np.n
     block = d.importances(codes, SMALL, FEW, 0, "fast").matrix
     expected = np.stack([block[0] + block[1], block[2] + block[3]])
     np.testing.assert_allclose(record["importances"]["block"], expected)
+    orders = [np.array(p) for p in itertools.permutations(range(4))]
+    by_hand = np.mean([d.disentanglement(block[p].reshape(2, 2, 2).sum(axis=1)) for p in orders])
+    assert abs(record["scores"]["dci_block_floor"] - by_hand) < 0.03  # 200 draws of the 24 orders
     np.testing.assert_allclose(record["std"], first.std(axis=0), rtol=1e-5)
     assert (record["active"], record["seed"], record["factors"]) == (2, 4, {"colour": 3, "side": 4})
+
+
+def test_an_encoder_without_pieces_is_scored_by_its_principal_components(tmp_path: Path, codes: np.ndarray) -> None:
+    paths = files(tmp_path, codes[:, :3])
+    paths[2].write_text(json.dumps({"dim": 3, "encoder": "unet"}))
+    d.run(*paths, CFG, tmp_path / "out.json", count=2, method="frozen_dm", seed=0)
+    record = json.loads((tmp_path / "out.json").read_text())
+    scores, whole = record["scores"], d.whole(codes[:, :3], 2)
+    assert scores["mig"] == d.mig(whole.codes, SMALL, FEW, 0)
+    for name in ("factorvae", "dci", "dci_block", "mig"):
+        assert scores[name] == pytest.approx(scores[f"{name}_floor"])
+    assert scores["dci_block"] == pytest.approx(scores["dci"])
+    with pytest.raises(UserError, match=r"met 4.*Choose 2 to 3"):
+        d.run(*paths, CFG, tmp_path / "more.json", count=4, method="frozen_dm", seed=0)
 
 
 def test_constant_codes_are_recorded_as_null_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

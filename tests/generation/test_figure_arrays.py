@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from diffsiam import params, runtime
 from diffsiam.errors import UserError
-from diffsiam.evaluation import probmask
+from diffsiam.evaluation import detectors, probmask, quality
 from diffsiam.generation import figures, measure
 from diffsiam.generation import model as guided
 from diffsiam.models.unet import DiffusionModel
@@ -26,6 +27,7 @@ RUNTIME = params.Runtime("cpu", "fp32", 1, False, False, False, 5.0, False)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_guided.results(tmp_path_factory.mktemp("place"))
+    tiny_guided.results(folder.parent, "diti")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (12, 2)).astype(np.uint8)
     np.save(folder / "data" / "sprites" / "attributes_test.npy", labels)
@@ -37,10 +39,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(results: Path, what: str, out: str, **changes: Any) -> Path:
+def run(results: Path, what: str, out: str, method: str = "diffsiam_hier", **changes: Any) -> Path:
     cfg, data = tiny_guided.settings(**changes), results / "data" / "sprites"
     options = {
-        "representation": results / "representation" / "sprites" / "diffsiam_hier" / "seed0",
+        "representation": results / "representation" / "sprites" / method / "seed0",
         "probmask": tuple(sorted((results / "probmask").glob("*.safetensors"))[::-1]),
         "classifier": results / "generation" / "classifier.safetensors",
     }
@@ -101,7 +103,8 @@ def test_numbers_hold_every_measure_once(results: Path) -> None:
     table = pd.read_csv(run(results, "numbers", "numbers.csv", measured=8), keep_default_na=False)
     assert list(table.columns) == list(figures.COLUMNS)
     assert set(table["method"]) == {"diffsiam_hier"}
-    assert set(table["images"]) == {8}
+    assert set(table[table["measure"] != "tad"]["images"]) == {8}
+    assert set(table[table["measure"] == "tad"]["images"]) == {12}  # all that there are
     trips = table[table["measure"] == "round_trip"]
     assert len(trips) == 6
     assert set(trips["subject"]) == {"frozen_model", "conditioned", "frozen_inversion"}
@@ -125,15 +128,18 @@ class Judge:
         return torch.stack([x[:, :, : SIDE // 2, 0].mean((1, 2)), x[:, : SIDE // 2, :, 2].mean((1, 2))], dim=1)
 
 
-def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["diffsiam_hier", "diti"])
+def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """DiTi's sampler masks z step by step in counterfactuals and round trips, and not in manipulations."""
     monkeypatch.setattr(measure, "load", lambda *_: Judge())
-    table = pd.read_csv(run(results, "numbers", "loop.csv", measured=8), keep_default_na=False)
+    table = pd.read_csv(run(results, "numbers", f"{method}.csv", method, measured=8), keep_default_na=False)
     found = table.set_index(["measure", "subject", "attribute", "metric"])["value"].to_dict()
     expected: dict[tuple[str, str, str, str], float] = {}
 
     cfg, data = tiny_guided.settings(), results / "data" / "sprites"
-    folder = results / "representation" / "sprites" / "diffsiam_hier" / "seed0"
+    folder = results / "representation" / "sprites" / method / "seed0"
     model = guided.load(folder, results / "diffusion" / "sprites", cfg, "cpu")
+    whole = guided.Guided(model.dm, model.encoder, model.decoder, model.edges, cfg)
     chosen = runtime.rng(cfg.pairs.seed, "measured").permutation(12)[:8]
     x0 = torch.from_numpy(stored(results)[chosen]).permute(0, 3, 1, 2) / 127.5 - 1
     z = model.encode(x0)
@@ -145,14 +151,29 @@ def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.Mo
         expected["round_trip", name, "", "mse"] = sum(mse) / 8
         expected["round_trip", name, "", "psnr"] = sum(10 * math.log10(4 / e) for e in mse) / 8
 
-    def seen(x_T: torch.Tensor, z: torch.Tensor) -> np.ndarray:
+    noise = torch.stack(
+        [torch.randn(x0[0].shape, generator=runtime.generator(cfg.pairs.seed, "random_x_T", i)) for i in chosen]
+    )
+    for name, start in {"inferred_x_T": x_T, "random_x_T": noise}.items():
+        one, other = ((x.double() + 1) / 2 for x in (x0, model.sample(start, z)))
+        expected["autoencoding", name, "", "mse"] = float((one - other).square().mean())
+        expected["autoencoding", name, "", "ssim"] = quality.ssim(one, other)
+
+    codes = model.encode(torch.from_numpy(stored(results)).permute(0, 3, 1, 2) / 127.5 - 1)
+    pieces = [PCA(1).fit_transform(part.double()).round(9) for part in codes.split(DIM // 4, dim=1)]
+    for name, units in {"segments": np.hstack(pieces), "dimensions": codes.numpy()}.items():
+        told = detectors.folds(units, np.load(data / "attributes_test.npy"))
+        expected |= {("tad", name, "", metric): value for metric, value in told.items()}
+
+    def seen(x_T: torch.Tensor, z: torch.Tensor, model: guided.Guided = model) -> np.ndarray:
         return Judge().probabilities(torch.from_numpy(figures.to_stored(model.sample(x_T, z))), x_T.device).numpy()
 
     for a, (name, dims) in enumerate((("Red left", 3), ("Blue top", DIM))):
         c = probmask.read(results / "probmask" / f"{name.replace(' ', '_')}.safetensors")
         for scale in (-2, 2):
             step = torch.from_numpy(scale * c.std * c.weight / np.linalg.norm(c.weight))
-            change = seen(x_T, z + step) - seen(x_T, z)
+            start = whole.invert(x0, z)
+            change = seen(start, z + step, whole) - seen(start, z, whole)
             key = "manipulation", f"{dims} {scale:+d}", name
             expected[*key, "intended"] = change[:, a].mean() * scale / 2
             expected[*key, "others"] = np.abs(change[:, 1 - a]).mean()
@@ -194,3 +215,15 @@ def test_a_range_beyond_the_model_and_a_missing_input_are_named(results: Path) -
         figures.run("counterfactual", tiny_guided.settings(), RUNTIME, data, None, results / "x.npz", root=results)
     assert not (results / "generation" / "x.npz").exists()
     assert runtime.read_json(data / "meta.json")["attributes"] == tiny_guided.ATTRIBUTES
+
+
+def test_ditis_manipulations_start_from_an_inversion_with_all_of_z(results: Path) -> None:
+    arrays = np.load(run(results, "manipulation", "diti.npz", "diti"))
+    folder = results / "representation" / "sprites" / "diti" / "seed0"
+    masked = guided.load(folder, results / "diffusion" / "sprites", tiny_guided.settings(), "cpu")
+    plain = guided.Guided(masked.dm, masked.encoder, masked.decoder, masked.edges, masked.cfg)
+    x0 = torch.from_numpy(stored(results)[arrays["indices"]]).permute(0, 3, 1, 2) / 127.5 - 1
+    shown = arrays["images"][0, :, 1].astype(int)  # scale 0
+    whole, hidden = (figures.to_stored(m.sample(*m.latents(x0)[::-1])) for m in (plain, masked))
+    assert np.abs(shown - whole).max() <= 1
+    assert np.abs(shown - hidden).max() > 5

@@ -54,6 +54,15 @@ def test_only_ditis_sampler_hides_the_segments_after_the_current_step() -> None:
         assert torch.equal(model.noise(z)(x, t), tiny_guided.model().noise(masked)(x, t))
 
 
+def test_manipulation_works_with_the_whole_of_z_whatever_the_sampler_masks() -> None:
+    masked, plain = tiny_guided.model(mask_by_step=True), tiny_guided.model()
+    x0 = tiny_guided.images(2)
+    for a, b in zip(masked.whole.latents(x0), plain.latents(x0), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.allclose(masked.latents(x0)[1], plain.latents(x0)[1], atol=1e-3)
+    assert plain.whole is plain
+
+
 def test_batches_do_not_change_a_picture() -> None:
     x0 = tiny_guided.images(5)
     one, many = tiny_guided.model(batch_size=1), tiny_guided.model(batch_size=64)
@@ -83,6 +92,15 @@ def test_pictures_are_integrated_with_the_params_steps_clipping_and_solver(clip:
             by_hand = ddim.integrate(model.noise(z), x, path, model.table, clip=other[0], solver=other[1])
             results.append(torch.allclose(got, by_hand, rtol=1e-3, atol=1e-3) == (other == (clip, solver)))
     assert all(results)
+
+
+def test_an_inversion_takes_its_own_number_of_steps_where_there_is_one() -> None:
+    model, x0 = tiny_guided.model(steps=3, inversion_steps=6), tiny_guided.images(2)
+    z, x_T = model.latents(x0)
+    by_hand = ddim.integrate(model.noise(z), x0, [0, 167, 333, 500, 667, 833, 1000], model.table)
+    assert torch.allclose(x_T, by_hand, rtol=1e-3, atol=1e-3)
+    down = ddim.integrate(model.noise(z), x_T, [1000, 667, 333, 0], model.table)
+    assert torch.allclose(model.sample(x_T, z), down, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp"])

@@ -27,10 +27,13 @@ def torchvision_twin(encoder: Encoder, small: bool) -> ResNet:
     return net
 
 
-@pytest.mark.parametrize(("side", "small"), [(32, True), (64, False)])
-def test_equals_torchvisions_resnet_with_the_same_weights(side: int, small: bool) -> None:
+@pytest.mark.parametrize(
+    ("side", "stem", "small"),
+    [(32, "auto", True), (64, "auto", False), (64, "3x3", True), (32, "7x7", False)],
+)
+def test_equals_torchvisions_resnet_with_the_same_weights(side: int, stem: str, small: bool) -> None:
     torch.manual_seed(0)
-    encoder = Encoder(64, side)
+    encoder = Encoder(64, side, stem)
     twin = torchvision_twin(encoder, small)
     x = images(side)
     assert torch.allclose(encoder(x), twin(x), atol=1e-5)  # training: batch statistics
@@ -40,9 +43,10 @@ def test_equals_torchvisions_resnet_with_the_same_weights(side: int, small: bool
     assert encoder(x).shape == (2, 512)
 
 
-def test_gradients_equal_torchvisions() -> None:
+@pytest.mark.parametrize("zero_init_residual", [False, True])
+def test_gradients_equal_torchvisions(zero_init_residual: bool) -> None:
     torch.manual_seed(0)
-    encoder = Encoder(64, 16)
+    encoder = Encoder(64, 16, zero_init_residual=zero_init_residual)
     twin = torchvision_twin(copy.deepcopy(encoder), small=True)
     for net in (encoder, twin):
         net(images(16)).square().mean().backward()
@@ -52,9 +56,11 @@ def test_gradients_equal_torchvisions() -> None:
         assert torch.allclose(p.grad, theirs[name].grad, atol=1e-5 * p.grad.abs().max().item()), name
 
 
-def test_initial_weights_have_the_spread_of_torchvisions() -> None:
+@pytest.mark.parametrize("zero", [False, True])
+def test_initial_weights_have_the_spread_of_torchvisions(zero: bool) -> None:
     torch.manual_seed(0)
-    encoder, other = Encoder(64, 64), ResNet(BasicBlock, [1, 1, 1, 1])
+    encoder = Encoder(64, 64, zero_init_residual=zero)
+    other = ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero)
     theirs = dict(other.named_parameters())
     for name, p in encoder.named_parameters():
         if p.dim() == 4:
@@ -145,3 +151,10 @@ def test_a_record_of_before_there_was_a_choice_is_of_resnet10() -> None:
     assert isinstance(recorded({"encoder_width": 2, "image_size": 16}), Encoder)
     conv = recorded({"encoder": "conv", "encoder_width": 2, "image_size": 16, "dim": 6})
     assert conv(images(16)).shape == (2, 6)
+
+
+@pytest.mark.parametrize(("stem", "kernel"), [({}, 7), ({"stem": "auto"}, 7), ({"stem": "3x3"}, 3)])
+def test_a_record_gives_the_stem_and_one_without_it_that_of_its_image_size(stem: dict[str, str], kernel: int) -> None:
+    net = recorded({"encoder_width": 2, "image_size": 64, **stem})
+    assert isinstance(net, Encoder)
+    assert net.conv1.kernel_size == (kernel, kernel)

@@ -70,6 +70,7 @@ def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: 
     shape = {"encoder_width": 32, "dim": 256, "segments": 32, "image_size": 32, "seed": 0}
     shared = {"steps": 1500, "batch_size": 128}
     weights = {"simsiam": {"ssl_weight": 0.5}, "pdae": {"diffusion_weight": 30.0}, "untrained": {}}
+    weights["diti"] = {"diffusion_weight": 30.0, "loss_space": "noise"}
     configs = {}
     for method, own in weights.items():
         configs[method] = tmp_path / f"{method}.json"
@@ -86,6 +87,7 @@ def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: 
     assert "weighted by 30 (our choice: the thesis leaves the scale open); SimSiam's by 0.5." in note("simsiam", "pdae")
     assert "weighted by 30 (our choice: the thesis leaves the scale open). Seeds" in note("untrained", "pdae")
     assert "weighted" not in note("untrained", "simsiam")
+    assert "mean over pixels of the noise, weighted by 30 (our" in note("untrained", "diti")
 
 
 def test_footnote_takes_the_segments_and_steps_of_methods_that_use_them(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yte
 
 from diffsiam import cluster
 
+PROFILE = Path(__file__).resolve().parents[2] / "profiles" / "slurm" / "config.yaml"
 ACCEPTS = 'echo "sbatch: Job 42 to start at 2026-01-01T00:00:00 using 1 processors on nodes n1 in partition cpu" >&2'
 PARTITIONS = 'echo "cpu* 1-00:00:00"; echo "gpu 2-00:00:00"'
 DOWN = "Unable to contact slurm controller (connect failure)"
@@ -40,7 +43,7 @@ def check(commands: Path, capsys: pytest.CaptureFixture[str], *, sbatch: str = A
         put(commands, "sinfo", sinfo)
     status = None
     try:
-        cluster.check("", partition, partition, 1, 1, minutes)
+        cluster.check({"account": "", "qos": "", "constraint": ""}, partition, partition, "", 1, 1, minutes)
     except SystemExit as e:
         status = e.code
     assert status in (None, 2)
@@ -143,6 +146,48 @@ def test_a_command_that_may_not_be_run_is_named(commands: Path, capsys: pytest.C
     went_on, said = check(commands, capsys, sinfo=None)
     assert not went_on
     assert "`sinfo` cannot be run" in said
+
+
+def test_a_job_of_each_kind_is_judged_with_all_that_the_cluster_asks_for(commands: Path) -> None:
+    put(commands, "sbatch", f'echo "$*" >> {commands}/asked; {ACCEPTS}')
+    put(commands, "sinfo", PARTITIONS)
+    cluster.check({"account": "me", "qos": "long", "constraint": "a|b"}, "cpu", "gpu", "a100", 4, 2, 1440)
+    judged = [set(line.split()) for line in (commands / "asked").read_text().splitlines()]
+    everywhere = {"--test-only", "--wrap=true", "--account=me", "--qos=long", "--constraint=a|b"}
+    assert judged == [
+        everywhere | {"--partition=cpu", "--time=60"},
+        everywhere | {"--partition=gpu", "--time=1440", "--nodes=2", "--gpus=a100:4"},
+    ]
+
+
+def profile(monkeypatch: pytest.MonkeyPatch, *edits: tuple[str, str]) -> dict[str, Any]:
+    """profiles/slurm as Snakemake reads it, after edits of the block at its top."""
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--dry-run"])  # nothing is asked of a cluster
+    text = PROFILE.read_text()
+    for old, new in edits:
+        assert text.count(f"  {old}") == 1
+        text = text.replace(f"  {old}", f"  {new}")
+    return yte.process_yaml(text)
+
+
+def test_the_block_of_the_profile_reaches_the_jobs_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    whose = ('qos: ""', "qos: long"), ('constraint: ""', 'constraint: "a|b&c"'), ('gpu_type: ""', "gpu_type: a100")
+    found = profile(monkeypatch, *whose, ("gpus: 1", "gpus: 4"), ("nodes: 1", "nodes: 2"))
+    assert found["default-resources"] == {
+        **{"slurm_account": "", "slurm_partition": ""},
+        **{"qos": "'long'", "constraint": "'a|b&c'"},  # quoted: Snakemake reads values as expressions
+    }
+    training, pictures = (found["set-resources"][rule] for rule in ("representation_simsiam", "generate_denoise"))
+    assert training["gpu_model"] == pictures["gpu_model"] == "'a100'"
+    assert training["slurm_extra"].endswith(" --gpus-per-node=a100:2'")
+
+
+def test_what_the_block_leaves_empty_asks_the_cluster_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = profile(monkeypatch)
+    assert found["default-resources"] == {"slurm_account": "", "slurm_partition": ""}
+    assert [rule for rule, asked in found["set-resources"].items() if "gpu_model" in asked] == []
+    on_cpus = profile(monkeypatch, ('gpu_type: ""', "gpu_type: a100"), ("gpus: 1", "gpus: 0"))
+    assert [rule for rule, asked in on_cpus["set-resources"].items() if "gpu_model" in asked] == []
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_no_slurm_at_all(fresh: Clone, tmp_path: Path) -> None:
     [
         ('account: ""', "account: refused", "account: 'refused'", "Invalid account"),
         ('  partition: ""', "  partition: nope", "partition: 'nope'", "Invalid partition name"),
+        ('constraint: ""', "constraint: nope", "constraint: 'nope'", "Invalid feature specification"),
+        ('gpu_type: ""', "gpu_type: nope", "--gpus=nope:1", "Requested node configuration is not available"),
         ("gpus: 1", "gpus: 50", "--gpus=50", "Requested node configuration is not available"),
         ("training_minutes: 1440", "training_minutes: 20000", "--time=20000", "its longest time limit is 10080 min"),
     ],

@@ -12,6 +12,7 @@ from diffsiam.training import methods
 
 EXPECTED = {  # mask, segment, SimSiam term, trained
     "untrained": (None, None, False, False),
+    "frozen_dm": (None, None, False, False),
     "simsiam": (None, None, True, True),
     "pdae": ("full", None, False, True),
     "diti": ("hierarchical", "timestep", False, True),
@@ -33,7 +34,8 @@ def test_families_and_the_disentangling_loss_are_disdiffs_alone() -> None:
         "disdiff_plain": False,
         "disdiff": True,
     }
-    assert {m.family for m in methods.METHODS.values() if not m.coded} == {"diffsiam"}
+    assert {n for n, m in methods.METHODS.items() if m.frozen} == {"frozen_dm"}
+    assert {m.family for m in methods.METHODS.values() if not m.coded and not m.frozen} == {"diffsiam"}
     assert not any(m.disentangle for m in methods.METHODS.values() if not m.coded)
 
 
@@ -41,6 +43,7 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
     files = {name: set(m.weights) - {"encoder", "encoder_ema"} for name, m in methods.METHODS.items()}
     assert files == {
         "untrained": set(),
+        "frozen_dm": set(),
         "simsiam": {"heads"},
         "pdae": {"decoder_ema"},
         "diti": {"decoder_ema"},
@@ -55,24 +58,26 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
 
 def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
     disentangling = {"codes.weight", "codes.least_signal", "codes.weighting", "codes.encoder_gradient"}
-    warning, simsiam = {"collapse_below"}, {"ssl_weight", "views"}
+    warning, simsiam = {"collapse_below"}, {"ssl_weight", "fixed_predictor_rate", "views"}
+    term, resnet = {"diffusion_weight", "loss_space", "flip"}, {"stem", "zero_init_residual"}
     codes, diffusion = (
         {"codes.embedding", "codes.reconstruction"} | disentangling,
-        {"diffusion_weight", "decoder_optimizer"},
+        term | {"decoder_optimizer"},
     )
     segments, diffsiam, diti = {"segments"}, {"time_input"}, {"diti"}
     training = {"steps", "optimizer", "grad_clip", "ema_decay", "snapshots"}
     unused = {name: {leaf.removeprefix("representation.") for leaf in m.unused} for name, m in methods.METHODS.items()}
     assert unused == {
         "untrained": warning | codes | simsiam | diffusion | segments | diffsiam | diti | training,
+        "frozen_dm": set(),  # it reads nothing of representation
         "simsiam": warning | codes | diffusion | segments | diffsiam | diti,
         "pdae": warning | codes | simsiam | segments | diffsiam | diti,
         "diti": warning | codes | simsiam | diffsiam,
         "diffsiam_seq": warning | codes | diti,
         "diffsiam_hier": warning | codes | diti,
         "diffsiam_hier_detach": warning | codes | diti,
-        "disdiff_plain": warning | disentangling | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
-        "disdiff": warning | simsiam | {"diffusion_weight"} | segments | diffsiam | diti,
+        "disdiff_plain": warning | disentangling | simsiam | term | resnet | segments | diffsiam | diti,
+        "disdiff": warning | simsiam | term | resnet | segments | diffsiam | diti,
     }
 
 

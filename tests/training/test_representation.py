@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -111,22 +112,66 @@ def literal_diffusion_loss(
         gradient = learner.decoder(zbar[None], dm.trunk(one, step))[0].double()
         w = (1 - ABAR[t - 1]) / math.sqrt(ABAR[t - 1])
         snr = ABAR[t] / (1 - ABAR[t])
-        weight = snr * snr**0.1 / (1 + snr)
-        error = x0[i].double() - (x0_hat + w * gradient)
+        if cfg.loss_space == "noise":  # PDAE's Eq. 14: its gamma is 0.1, its alpha_t is ABAR[t] / ABAR[t - 1]
+            shift = -math.sqrt(ABAR[t] / ABAR[t - 1]) * (1 - ABAR[t - 1]) / math.sqrt(1 - ABAR[t])
+            weight = (1 / (1 + snr)) ** 0.9 * (snr / (1 + snr)) ** 0.1
+            error = noise[i].double() - (eps + shift * gradient)
+        else:
+            weight = snr * snr**0.1 / (1 + snr)
+            error = x0[i].double() - (x0_hat + w * gradient)
         total += weight * float(error.pow(2).sum()) / error.numel()
     return total / len(x0)
 
 
+@pytest.mark.parametrize("space", ["x0", "noise"])
 @pytest.mark.parametrize("time_input", ["t", "noise_level"])
 @pytest.mark.parametrize("name", WITH_DIFFUSION)
 @torch.no_grad()
-def test_diffusion_term_of_a_batch_is_equation_3_11_image_by_image(name: str, time_input: str) -> None:
-    cfg = settings(time_input=time_input)
+def test_diffusion_term_of_a_batch_is_equation_3_11_image_by_image(name: str, time_input: str, space: str) -> None:
+    cfg = settings(time_input=time_input, loss_space=space)
     learner, dm = make(name, cfg)
     batch = batch_of(name, cfg, dm)
     x0 = torch.from_numpy(tiny.images()[:6]).permute(0, 3, 1, 2) / 127.5 - 1
     literal = literal_diffusion_loss(name, learner, dm, x0, learner.encoder(x0), [0, 2, 4, 6, 8])
     assert learner(batch)["diffusion"].item() == pytest.approx(literal, rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_spaces_of_the_loss_agree_where_the_step_is_that_of_the_noise_and_differ_by_the_ratio_of_snr() -> None:
+    snr = [abar / (1 - abar) for abar in ABAR[1:]]
+    for name, time_input in (("pdae", "t"), ("diffsiam_hier", "noise_level"), ("diffsiam_hier", "t")):
+        errors, levels = [], []
+        for space in ("x0", "noise"):
+            cfg = settings(time_input=time_input, loss_space=space, segments=8)
+            batch = batch_of(name, cfg, tiny.diffusion_model())
+            fed, level, _ = segmented.draw_steps(METHODS[name], cfg, 6, runtime.generator(0, "noise", 3))
+            levels = [(int(a) - 1, int(b) - 1) for a, b in zip(fed, level, strict=True)]
+            error = (batch["target"] - batch["estimate"]).square().mean(dim=(1, 2, 3))  # of the frozen model alone
+            errors.append((batch["weight"].flatten() * error).tolist())
+        ratios = [a / b for a, b in zip(*errors, strict=True)]
+        assert ratios == pytest.approx([snr[t] / snr[n] for t, n in levels], rel=1e-3)
+        assert (max(ratios) > 1.01) == (time_input == "t" and name == "diffsiam_hier")
+
+
+@torch.no_grad()
+def test_the_image_of_the_diffusion_term_is_mirrored_with_its_probability_and_the_views_are_not() -> None:
+    plain, dm = settings(), tiny.diffusion_model()
+    batches = {p: batch_of("diffsiam_hier", settings(flip=p), dm, 20) for p in (0.0, 0.4, 1.0)}
+    x0 = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2) / 127.5 - 1
+    mirrored = {
+        p: [torch.allclose(one, other.flip(2), atol=1e-6) for one, other in zip(batch["x0"], x0, strict=True)]
+        for p, batch in batches.items()
+    }
+    assert [sum(mirrored[p]) for p in (0.0, 1.0)] == [0, 20]
+    drawn = torch.rand(20, generator=runtime.generator(0, "mirror", 3)) < 0.4
+    assert mirrored[0.4] == drawn.tolist()
+    assert 0 < drawn.sum() < 20
+    for p, batch in batches.items():
+        assert torch.equal(batch["target"], batch["x0"])
+        assert torch.equal(batch["view1"], batches[0.0]["view1"]), p
+    part = segmented.make_batch(METHODS["diffsiam_hier"], dataclasses.replace(plain, flip=0.4), dm, torch.device("cpu"))
+    rows = part(tiny.given(3, 20, rows=slice(5, 9)))
+    assert torch.equal(rows["x0"], batches[0.4]["x0"][5:9])
 
 
 @torch.no_grad()
@@ -184,7 +229,7 @@ def test_at_the_start_the_diffusion_term_is_the_frozen_models_own_error() -> Non
     cfg, dm = settings(), tiny.diffusion_model()
     learner = segmented.Learner(METHODS["diffsiam_hier"], cfg, tiny.SIDE, dm)
     batch = batch_of("diffsiam_hier", cfg, dm)
-    error = batch["weight"] * (batch["x0"] - batch["x0_hat"]).square()
+    error = batch["weight"] * (batch["x0"] - batch["estimate"]).square()
     assert learner(batch)["diffusion"].item() == pytest.approx(error.mean().item(), rel=1e-5)
 
 
@@ -237,7 +282,7 @@ def test_rows_of_a_batch_are_those_of_the_whole() -> None:
     with torch.no_grad():
         whole, part = make_one(tiny.given(3, 6)), make_one(tiny.given(3, 6, rows=slice(2, 4)))
     assert torch.equal(part["k"], whole["k"][2:4])
-    for key in ("x0", "view1", "view2", "x0_hat", "guidance", "weight"):
+    for key in ("x0", "view1", "view2", "target", "estimate", "strength", "weight"):
         assert torch.allclose(part[key], whole[key][2:4], atol=1e-4), key
 
 
@@ -246,7 +291,7 @@ def test_a_step_draws_anew_and_the_same_step_draws_the_same() -> None:
     make_one = segmented.make_batch(METHODS["diffsiam_hier"], cfg, dm, torch.device("cpu"))
     with torch.no_grad():
         a, b, other = (make_one(tiny.given(step, 6)) for step in (3, 3, 4))
-    for key in ("view1", "view2", "x0_hat"):
+    for key in ("view1", "view2", "estimate"):
         assert torch.equal(a[key], b[key])
         assert not torch.equal(a[key], other[key])
 
@@ -269,6 +314,41 @@ def test_encoder_and_heads_have_one_optimiser_and_the_decoder_another() -> None:
     group = first.optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
     assert second.optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_simsiams_predictor_keeps_its_rate_or_decays_with_the_rest(fixed: bool) -> None:
+    """Three steps against one plain optimiser with the groups and rates of SimSiam's official main_simsiam.py."""
+    cfg = settings(fixed_predictor_rate=fixed, optimizer={"warmup": 0}, grad_clip=None)
+    learner, _ = make("simsiam", cfg)
+    twin = copy.deepcopy(learner)
+    ours = representation.make_optimizers(learner, cfg)
+    assert twin.heads is not None
+    groups = [
+        {"params": [*twin.encoder.parameters(), *twin.heads.projector.parameters()], "fix_lr": False},
+        {"params": list(twin.heads.predictor.parameters()), "fix_lr": fixed},
+    ]
+    plain = torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(3):
+        for scheduled in ours:
+            for group in scheduled.optimizer.param_groups:
+                group["lr"] = scheduled.rate(epoch)
+        for group in plain.param_groups:
+            cosine = 0.05 * 0.5 * (1.0 + math.cos(math.pi * epoch / cfg.steps))
+            group["lr"] = 0.05 if group["fix_lr"] else cosine
+        batch = batch_of("simsiam", cfg, None)
+        for module, optimizers in ((learner, [s.optimizer for s in ours]), (twin, [plain])):
+            module.zero_grad()
+            module(batch)["loss"].backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    for (name, p), q in zip(learner.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-7), name
+    predictor = learner.heads.predictor[0].weight if learner.heads else None
+    held = [s for s in ours for group in s.optimizer.param_groups for p in group["params"] if p is predictor]
+    assert [[s.rate(step) for step in (0, 3, 5)] for s in held] == [
+        pytest.approx([0.05, 0.05, 0.05] if fixed else [0.05, 0.025, 0.05 * (1 - math.sqrt(0.75)) / 2])
+    ]
 
 
 def test_learning_rate_is_half_a_cosine_to_zero_or_constant() -> None:

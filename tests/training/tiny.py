@@ -68,7 +68,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-PURPOSES = ("view1", "view2", "noise")
+PURPOSES = ("view1", "view2", "noise", "mirror")
 
 
 def given(step: int, count: int, *, rows: slice = slice(None), device: str = "cpu") -> Inputs:

@@ -43,7 +43,7 @@ def test_what_was_made_elsewhere_is_up_to_date_from_both_places_and_edits_are_se
     assert there.planned(*snakefile, *TARGETS) == {}
     assert clone.planned("--directory", str(there.root), *TARGETS) == {}
     there.edit("fewshot.episodes", 21)
-    assert set(there.planned(*snakefile, *TARGETS)) == {"fewshot", "table4_2", "summary", "metrics"}
+    assert set(there.planned(*snakefile, *TARGETS)) == {"fewshot", "table4_2", "summary", "page", "metrics"}
     assert not (clone.root / "results/features").exists()
 
 

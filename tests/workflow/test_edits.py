@@ -21,7 +21,7 @@ from tests.training import tiny
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
 TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
-    "methods": ["untrained", "simsiam", "pdae", "diti", "diffsiam_hier"],
+    "methods": ["untrained", "frozen_dm", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
     "representation": {"snapshots": 1},
     "probmask": {
@@ -55,6 +55,8 @@ VALUES: dict[str, Any] = {
     "datasets.birds.attributes": "wings.csv",
     "data.root": "elsewhere",
     "data.max_broken": 0.5,
+    "data.resize": "few_shot",
+    "data.val_draw": "uniform",
     "data.val_fraction": 0.1,
     "diffusion.source": "fetch",
     "diffusion.fetch.location": "somebody/else",
@@ -62,7 +64,9 @@ VALUES: dict[str, Any] = {
     "diffusion.fetch.sha256": 64 * "0",
     "diffusion.unet.channels": [32, 32],
     "diffusion.unet.attention_resolutions": [],
+    "representation.stem": "7x7",
     "representation.time_input": "noise_level",
+    "representation.loss_space": "noise",
     "representation.diti.stages": [300, 1000],
     "representation.diti.dims_per_stage": [56, 200],
     "representation.codes": tiny.CODES | {"count": 32, "dim": 8},
@@ -72,8 +76,13 @@ VALUES: dict[str, Any] = {
     "representation.decoder_optimizer.schedule": "constant",
     "representation.decoder_optimizer.weight_decay": 0.1,
     "representation.grad_clip": 1.0,
-    "representation.views.crop_scale": [0.3, 1.0],
+    "representation.flip": 0.5,
+    "representation.views.crop_scale": None,
     "representation.views.jitter": [0.3, 0.4, 0.4, 0.1],
+    "frozen_dm.levels": [10],
+    "linear.solver": "capped",
+    "frozen_dm.block": 1,
+    "frozen_dm.level": 10,
     "fewshot.ways": 4,
     "fewshot.shots": [1, 5],
     "fewshot.normalize": "norm",
@@ -91,6 +100,7 @@ VALUES: dict[str, Any] = {
     "disentanglement.trees": "sklearn",
     "disentanglement.swaps.x_T": "inverted",
     "generation.methods": ["pdae", "diffsiam_hier"],
+    "generation.inversion_steps": 50,
     "generation.solver": "ddim",
     "generation.inversion": "frozen",
     "generation.guidance": "score",
@@ -102,6 +112,7 @@ VALUES: dict[str, Any] = {
     "generation.scales": [0.5, 1.0],
     "generation.manipulation_scales": [-3.0, 0.0, 3.0],
     "generation.noise_levels": [100, 500],
+    "generation.frechet_images": 100,
     "figures.method": "diti",
     "figures.early_middle_late": [[0, 4], [4, 8], [16, 32]],
     **{f"figures.datasets.fig{number}": "CelebA" for number in ("1_1", "3_1", *(f"4_{i}" for i in range(1, 10)))},
@@ -110,7 +121,10 @@ VALUES: dict[str, Any] = {
     "runtime.precision": "fp32",
     "runtime.graph": False,
 }
-TOGETHER = ["representation.diti.stages", "representation.diti.dims_per_stage"]  # one of them alone is refused
+TOGETHER = (  # one of them alone is refused
+    ("representation.diti.stages", "representation.diti.dims_per_stage"),
+    ("frozen_dm.block", "frozen_dm.level"),
+)
 # Edits after which there are other files than before: those that are missing are made.
 FILES = (*stages.JOBS, "probmask.attributes", "representation.snapshots", "representation.steps")
 Job = dict[str, Any]
@@ -131,7 +145,7 @@ def value_at(tree: Any, keys: list[str]) -> Any:
 def edited(raw: dict[str, Any], leaf: str) -> dict[str, Any]:
     """``raw`` with another value of ``leaf``."""
     copy = json.loads(json.dumps(raw))
-    for name in TOGETHER if leaf in TOGETHER else [leaf]:
+    for name in next((group for group in TOGETHER if leaf in group), [leaf]):
         *heads, last = name.split(".")
         node = value_at(copy, heads)
         before = node[last]
@@ -156,7 +170,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         case "diffusion":
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
         case "representation":
-            return "representation" if METHODS[rest].trained else "untrained", METHODS[rest].unused
+            return "representation" if METHODS[rest].trained else rest, METHODS[rest].unused
         case "data" | "features" | "linear" | "fewshot" | "probmask" | "swaps":
             return first, ()
         case "heads":
@@ -167,7 +181,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return "classifier", ()
         case "disentangle":
             return "disentanglement", ()
-        case "table4" | "summary" | "provenance":
+        case "table4" | "summary" | "provenance" | "page":
             return "tables", ()
     return "figure4_2" if job["rule"] == "fig4_2" else "figure", ()
 

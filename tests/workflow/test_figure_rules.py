@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from diffsiam.evaluation import hub
 from tests.dvc.clones import Clone, merged, working_tree
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
@@ -64,6 +65,26 @@ def test_an_edit_trains_anew_the_methods_that_have_the_term_it_belongs_to(
     ):
         after = shares(edit)
         assert {name for name in names if after[name] != before[name]} == trained, edit
+
+
+def test_published_weights_that_arrive_make_the_numbers_anew_and_those_that_go_do_not(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is optional: `pip install torch-fidelity`")
+    clone, home = working_tree(tmp_path, tmp_path_factory.mktemp("scratch")), tmp_path_factory.mktemp("home")
+    clone = Clone(clone.root, clone.env | {"TORCH_HOME": str(home)})
+    file = home / "hub" / "checkpoints" / hub.METRICS["fid"].url.rsplit("/", 1)[1]
+    file.parent.mkdir(parents=True)
+
+    def recorded() -> set[tuple[str, str]]:
+        jobs = planned(clone, "results/generation/sprites/numbers_pdae.csv")
+        return {(job["rule"], job["params"]["weights"]) for job in jobs if "weights" in job["params"]}
+
+    assert recorded() == {("generate_numbers", "none")}
+    file.touch()
+    assert recorded() == {("generate_numbers", "fid")}
+    file.unlink()
+    assert recorded() == {("generate_numbers", "fid")}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +169,23 @@ def test_figures_are_drawn_anew_from_stored_arrays_without_sampling(drawn: Clone
 
 
 @pytest.mark.slow
+def test_the_page_of_results_takes_in_figures_that_are_there_and_never_makes_them(drawn: Clone, tmp_path: Path) -> None:
+    copy = Clone(tmp_path / "repo", drawn.env)
+    shutil.copytree(drawn.root, copy.root, symlinks=True)
+    page = copy.root / "results/index.html"
+    copy.run("snakemake", "--cores", "all", "page")  # where it was made before the last figure
+    assert copy.planned("figures", "tables") == {}
+    assert page.read_text().count("<img") == len(FIGURES) + 1  # and the paired differences
+    shutil.rmtree(copy.root / "results/figures")
+    assert copy.planned("tables") == {"page": 1}
+    copy.run("snakemake", "--cores", "all", "tables")
+    assert page.read_text().count("<img") == 1
+    assert "<dt><code>snakemake --cores all figures</code></dt>" in page.read_text()
+    assert not (copy.root / "results/figures").exists()
+    assert copy.planned("tables") == {}
+
+
+@pytest.mark.slow
 def test_the_report_holds_every_table_and_figure_with_claim_and_outcome(drawn: Clone) -> None:
     page = (drawn.root / "results/report.html").read_text()
     for number in FIGURES:
@@ -168,6 +206,9 @@ def test_the_report_holds_every_table_and_figure_with_claim_and_outcome(drawn: C
     [
         ("Figures", [*(number.replace("_", ".") for number in FIGURES), "numbers"]),
         ("Tables", ["results/table4_1.csv", "results/table4_2.csv", "results/paired.csv", "results/paired.png"]),
+        ("Tables", ["Table 4.1. Linear classification on frozen features", "Methods side by side"]),
+        ("Figures", ["Counterfactuals on ranges of segments", "The numbers beside the figures"]),
+        ("All on one page", ["results/index.html"]),
     ],
 )
 def test_a_browser_lists_the_tables_and_figures_of_the_report(

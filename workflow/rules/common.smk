@@ -9,6 +9,8 @@ from diffsiam import digest, params, stages
 from diffsiam.data import fingerprint, sources
 from diffsiam.data.own import refuse_unlabelled
 from diffsiam.errors import UserError
+from diffsiam.evaluation import hub
+from diffsiam.report import entries
 from diffsiam.training.methods import METHODS, snapshot_steps
 
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
@@ -62,6 +64,16 @@ def seen(source, take):
         SEEN[source] = fingerprint.recorded(source, take())
         os.environ |= {"DIFFSIAM_SEEN": json.dumps(SEEN)}
     return SEEN[source]
+
+
+def entry(name, file, dataset=None):
+    """An entry of Snakemake's report: of a table, or with ``dataset`` of a figure. Its caption lies beside the rules'."""
+    title = entries.caption(name).title
+    if dataset is None:
+        return report(file, caption=f"../report/{name}.rst", category="Tables", labels={"shows": title, "file": file})
+    number, _, shows = title.removeprefix("Figure ").rpartition(". ")
+    labels = {"figure": number or name.replace("_", " "), "shows": shows, "data set": dataset}
+    return report(file, caption=f"../report/{name}.rst", category="Figures", labels=labels)
 
 
 def data_seen(dataset):

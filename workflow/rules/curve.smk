@@ -52,7 +52,9 @@ rule curve:
             dataset=sorted({config["pretrain"], *config["transfer"]}),
         ),
     output:
-        multiext("results/curve", csv=".csv", png=".png", pdf=".pdf"),
+        csv="results/curve.csv",
+        png=entry("curve", "results/curve.png"),
+        pdf="results/curve.pdf",
     params:
         code=digest.digest("curve"),
         pretrain=config["pretrain"],

@@ -31,7 +31,7 @@ rule table_disentanglement:
         results=expand(SCORES, **FACTORS, seed=config["seeds"]),
         reference=local(str(HERE / "workflow/reference/disdiff_tables.csv")),
     output:
-        csv=report("results/table_disentanglement.csv", caption="../report/table_disentanglement.rst", category="Tables"),
+        csv=entry("table_disentanglement", "results/table_disentanglement.csv"),
         md="results/table_disentanglement.md",
         tex="results/table_disentanglement.tex",
     params:
@@ -44,33 +44,6 @@ rule table_disentanglement:
     shell:
         "diffsiam disentangled --results {input.results} --reference {input.reference:q} --out {output.csv} "
         "--params '{{}}' 2>&1 | tee {log}; cat {output.md}"
-
-
-# The first seed's: what a code carries is not the same code's from seed to seed.
-rule figure_factors:
-    input:
-        expand(SCORES, **FACTORS, seed=config["seeds"][0]),
-    output:
-        png=report(
-            "results/figures/factors.png",
-            caption="../report/factors.rst",
-            category="Figures",
-            labels={"figure": "factors", "data set": ", ".join(FACTORS["pretrain"])},
-        ),
-        pdf="results/figures/factors.pdf",
-        shows="results/figures/factors.rst",
-    params:
-        code=digest.digest("figures"),
-        dataset=", ".join(FACTORS["pretrain"]),
-        files=lambda wildcards, input: [f"{file}={file}" for file in input],
-    log:
-        "results/logs/figures/factors.log",
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    shell:
-        "diffsiam figure factors --dataset {params.dataset:q} --input {params.files} --out {output.png} "
-        "--params '{{}}' 2>&1 | tee {log}"
 
 
 # Of the first seed, like all pictures; by the rule pixel_classifier's network.
@@ -104,44 +77,18 @@ rule swaps:
         "--params {params.own:q} 2>&1 | tee {log}"
 
 
-SWAPPED = [name for name in FACTORS["method"] if METHODS[name].diffusion]
-
-
-rule figure_swaps:
-    input:
-        expand(f"{MADE}/swaps_{{method}}.npz", pretrain=FACTORS["pretrain"], method=SWAPPED),
-    output:
-        png=report(
-            "results/figures/swaps.png",
-            caption="../report/swaps.rst",
-            category="Figures",
-            labels={"figure": "swaps", "data set": ", ".join(FACTORS["pretrain"])},
-        ),
-        pdf="results/figures/swaps.pdf",
-        shows="results/figures/swaps.rst",
-    params:
-        code=digest.digest("figures"),
-        dataset=", ".join(FACTORS["pretrain"]),
-        files=lambda wildcards, input: [f"{file}={file}" for file in input],
-    log:
-        "results/logs/figures/swaps.log",
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    shell:
-        "diffsiam figure swaps --dataset {params.dataset:q} --input {params.files} --out {output.png} "
-        "--params '{{}}' 2>&1 | tee {log}"
+SWAPPED = [name for name in FACTORS["method"] if METHODS[name].decoder]
+# Of the first seed too: what a code carries is not the same code's from seed to seed.
+OWN_FIGURES["factors"] = expand(SCORES, **FACTORS, seed=config["seeds"][0])
+OWN_FIGURES["swaps"] = expand(f"{MADE}/swaps_{{method}}.npz", pretrain=FACTORS["pretrain"], method=SWAPPED)
 
 
 rule disentanglement:
     input:
         rules.table_disentanglement.output,
-        rules.figure_factors.output if FACTORS["pretrain"] else [],
-        rules.figure_swaps.output if FACTORS["pretrain"] and SWAPPED else [],
+        [f"results/figures/{word}.png" for word in ("factors", "swaps") if OWN_FIGURES[word]],
 
 
 localrules:
     table_disentanglement,
-    figure_factors,
-    figure_swaps,
     disentanglement,

@@ -16,6 +16,7 @@ for file, needs in KINDS.items():
             code=digest.digest("generation"),
             kind=kind,
             options=options,
+            weights=weights_seen if kind == "numbers" else "",
         log:
             f"results/logs/generation/{{pretrain}}/{file.split('.')[0]}.log",
         benchmark:
@@ -119,12 +120,7 @@ for number, dataset in FIGURES.items():
         input:
             figure_inputs(number, dataset).values(),
         output:
-            png=report(
-                f"results/figures/fig{number}.png",
-                caption=f"../report/fig{number}.rst",
-                category="Figures",
-                labels={"figure": number.replace("_", "."), "data set": dataset},
-            ),
+            png=entry(f"fig{number}", f"results/figures/fig{number}.png", dataset),
             pdf=f"results/figures/fig{number}.pdf",
             shows=f"results/figures/fig{number}.rst",
         params:
@@ -152,7 +148,7 @@ rule numbers:
             method=config["generation"]["methods"],
         ),
     output:
-        csv=report("results/generation.csv", caption="../report/generation.rst", category="Figures", labels={"figure": "numbers", "data set": "all"}),
+        csv=entry("numbers", "results/generation.csv", "all"),
         md="results/generation.md",
     params:
         code=digest.digest("numbers"),
@@ -169,6 +165,7 @@ rule figures:
     input:
         expand("results/figures/fig{number}.{suffix}", number=FIGURES, suffix=["png", "pdf", "rst"]),
         rules.numbers.output,
+        "results/figures/frozen_grid.png" if OWN_FIGURES["frozen_grid"] else [],
 
 
 localrules:

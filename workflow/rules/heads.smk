@@ -91,7 +91,7 @@ rule heads_table:
         meta=expand(f"{DATA}/meta.json", dataset=sorted({on for datasets in HEADS_ON.values() for on in datasets})),
         reference=local(str(HERE / "workflow/reference/diti_attributes.csv")),
     output:
-        csv=report("results/table_attributes.csv", caption="../report/table_attributes.rst", category="Tables"),
+        csv=entry("table_attributes", "results/table_attributes.csv"),
         md="results/table_attributes.md",
         tex="results/table_attributes.tex",
         paired="results/paired_attributes.csv",

@@ -36,6 +36,12 @@ KINDS = {
 }
 
 
+def weights_seen(wildcards):
+    """The metrics whose published weights are here, which give the numbers more rows; where none is, those seen before."""
+    here, before = " ".join(hub.usable()), (fingerprint.MEMORY / "weights.json").exists()
+    return seen("weights", lambda: here or (None if before else "none"))
+
+
 def options(wildcards, input):
     """The files of a job as the command takes them."""
     words = ["--representation", Path(input.trained[0]).parent.as_posix()] if input.get("trained") else []
@@ -67,3 +73,11 @@ def figure_inputs(number, dataset):
             return {"representation": f"{trained.format(own)}/config.json"}
         case "4_9":
             return {name: f"{trained.format(name)}/history.csv" for name in ("diffsiam_hier", "diffsiam_hier_detach")}
+
+
+# Figures that are not the thesis's, by the word that names their file: what each is drawn from; nothing, and it is not made.
+OWN_FIGURES = {
+    "frozen_grid": expand(f"{ENCODER}/config.json", pretrain=config["pretrain"], method=[name for name in config["methods"] if METHODS[name].frozen], seed=config["seeds"][0]),
+}
+if config["frozen_dm"]["block"]:  # given, not chosen
+    OWN_FIGURES["frozen_grid"] = []

@@ -10,7 +10,7 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             config=every(f"{ENCODER}/config.json"),
             reference=local(str(HERE / f"workflow/reference/thesis_table{number}.csv")),
         output:
-            csv=report(f"results/table{number}.csv", caption=f"../report/table{number}.rst", category="Tables"),
+            csv=entry(f"table{number}", f"results/table{number}.csv"),
             md=f"results/table{number}.md",
             tex=f"results/table{number}.tex",
         params:
@@ -34,8 +34,8 @@ rule summary:
         reference=[local(str(HERE / f"workflow/reference/thesis_table{number}.csv")) for number in ("4_1", "4_2")],
     output:
         md="results/summary.md",
-        paired=report("results/paired.csv", caption="../report/summary.rst", category="Tables"),
-        picture=report("results/paired.png", caption="../report/paired.rst", category="Tables"),
+        paired=entry("summary", "results/paired.csv"),
+        picture=entry("paired", "results/paired.png"),
         pdf="results/paired.pdf",
     params:
         own=own("tables"),
@@ -76,15 +76,45 @@ rule provenance:
         "diffsiam provenance --meta {input.meta} --training {input.trainings} --out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
+# Results of other targets are shown where they are there, and are no input: the page forces none of them. It is made anew
+# when one has come, gone or changed since.
+rule page:
+    input:
+        tables=["results/table4_1.csv", "results/table4_1.md", "results/table4_2.csv", "results/table4_2.md"],
+        summary=["results/summary.md", "results/paired.png", "results/provenance.md"],
+        captions=[local(str(HERE / "workflow/report" / name)) for name in ("index.html.jinja", *(f"{name}.rst" for name in entries.NAMES))],
+    output:
+        report(
+            "results/index.html",
+            caption="../report/page.rst",
+            category="All on one page",
+            labels={"shows": "Every table and figure, with what is claimed of it", "file": "results/index.html"},
+        ),
+    params:
+        own=own("tables"),
+        code=digest.digest("page"),
+        pretrain=config["pretrain"],
+        beside=lambda wildcards: [*entries.beside(Path("results"))],
+    log:
+        "results/logs/page.log",
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "diffsiam page --results results --pretrain {params.pretrain} --out {output} --params {params.own:q} 2>&1 | tee {log}"
+
+
 rule tables:
     input:
         "results/table4_1.csv",
         "results/table4_2.csv",
         "results/summary.md",
         "results/provenance.md",
+        "results/index.html",
 
 
 localrules:
+    page,
     provenance,
     table4_1,
     table4_2,

@@ -8,13 +8,14 @@ for name, method in METHODS.items():
             images="results/data/{pretrain}/images_train.npy",
             meta="results/data/{pretrain}/meta.json",
             diffusion=rules.diffusion.output[:2] if method.diffusion else [],
+            labels=multiext("results/data/{pretrain}/", "labels_train.npy", "attributes_train.npy") if method.frozen else [],
         output:
             expand("results/representation/{{pretrain}}/{method}/seed{{seed}}/{stem}.safetensors", method=name, stem=[*method.weights, *(f"encoder_step{step}" for step in SNAPSHOTS if method.trained)]),
             config=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/config.json",
             history=f"results/representation/{{pretrain}}/{name}/seed{{seed}}/history.csv",
         params:
-            own=own("representation" if method.trained else "untrained", method.unused),
-            code=digest.digest("representation"),
+            own=own("representation" if method.trained else name, method.unused),
+            code=digest.digest("frozen" if method.frozen else "representation"),
             method=name,
             diffusion=lambda w, input: f"--diffusion {Path(input.diffusion[0]).parent.as_posix()}" if input.diffusion else "",
         log:
