@@ -101,7 +101,7 @@ rule page:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam page --results results --pretrain {params.pretrain} --out {output} --params {params.own:q} 2>&1 | tee {log}"
+        "diffsiam page --results $(dirname {input.tables[0]}) --pretrain {params.pretrain} --out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
 rule tables:
