@@ -7,8 +7,12 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+# The folder of this file, also where another includes it or uses it as a module.
+CHECKOUT = os.path.normpath(workflow.current_basedir.get_path_or_uri(secret_free=True))
+if not os.path.isdir(CHECKOUT):
+    raise SystemExit(f"{CHECKOUT}: is no folder. Clone it, and name the Snakefile of the clone (config/README.md).")
 # Results lie where Snakemake runs (`--directory`); parameters too, or else beside this file.
-PARAMS = "params.yaml" if os.path.exists("params.yaml") else f"{workflow.basedir}/params.yaml"
+PARAMS = "params.yaml" if os.path.exists("params.yaml") else f"{CHECKOUT}/params.yaml"
 
 
 include: "workflow/rules/reader.smk"

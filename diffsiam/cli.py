@@ -16,7 +16,8 @@ from typing import Any
 from diffsiam import params, schema
 from diffsiam.errors import UserError
 
-_FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate")  # stages whose --out is one; others': a file
+# Stages whose --out is a folder; others': a file.
+_FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate", "publish", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -297,21 +298,43 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
         raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
 
 
+def _publish(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam import publish
+
+    publish.publish(args.folder, args.out, args.license, args.to)
+
+
+def _fetch(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam import publish
+
+    publish.fetch(args.repository, args.revision, args.out)
+
+
+def _crate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import crate
+
+    crate.run(args.out)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffsiam", description="One stage of the DiffSiam pipeline; `snakemake --cores all tables` runs them all."
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def stage(name: str, run: Any, text: str, *, ruled: bool = True) -> argparse.ArgumentParser:
+    def stage(
+        name: str, run: Any, text: str, *, ruled: bool = True, configured: bool = True
+    ) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None)
-        sub.add_argument(
-            "--params",
-            action="append",
-            metavar="FILE_OR_JSON",
-            help="parameters: a YAML file, a preset's name or a JSON object; repeat to override (default: params.yaml)",
-        )
+        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None, params=None if configured else ["{}"])
+        if configured:
+            sub.add_argument(
+                "--params",
+                action="append",
+                metavar="FILE_OR_JSON",
+                help="parameters: a YAML file, a preset's name or a JSON object; repeat to override (default: "
+                "params.yaml)",
+            )
         kind = "DIR" if name in _FOLDERS else "FILE"
         sub.add_argument("--out", type=Path, required=True, metavar=kind, help="what to write")
         return sub
@@ -472,6 +495,20 @@ def _parser() -> argparse.ArgumentParser:
             f"--{which}", type=float, nargs=3, metavar=tuple("RGB"), help=f"{text} (default: as published)"
         )
     sub.add_argument("--seed", type=int, default=0, help="for the record")
+
+    unruled = {"ruled": False, "configured": False}
+    sub = stage("publish", _publish, "Make a folder with a model card of a trained network, to upload.", **unruled)
+    sub.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="results/representation/DATA/METHOD/seedK or results/diffusion/DATA"
+    )
+    sub.add_argument("--license", default="other", help="of the weights, in the Hub's words (default: other)")
+    sub.add_argument("--to", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face Hub")
+
+    sub = stage("fetch", _fetch, "Get back what `diffsiam publish` uploaded.", **unruled)
+    sub.add_argument("repository", metavar="OWNER/NAME", help="of the Hugging Face Hub")
+    sub.add_argument("--revision", required=True, metavar="SHA", help="the commit, 40 hexadecimal digits")
+
+    stage("crate", _crate, "Describe a run as an RO-Crate: ro-crate-metadata.json beside the Snakefile.", **unruled)
     return parser
 
 

@@ -31,6 +31,7 @@ RESTORE = "DIFFSIAM_RESTORE"  # environment variable of workflow/scripts/restore
 # What a sealed record keeps: what a plan compares, and what `snakemake --report` shows.
 _KEPT = ("rule", "code", "params", "input", "input_checksums", "log", "software_stack_hash", "record_format_version")
 _TIMES = ("starttime", "endtime")
+_BY_HAND = "by hand"  # in the place of a rule
 
 _FOLDER = Path(".snakemake")
 _RECORDS, _INCOMPLETE, _LOCKS = _FOLDER / "metadata", _FOLDER / "incomplete", _FOLDER / "locks"
@@ -125,9 +126,16 @@ def by_hand(command: str, out: Path, began: float) -> None:
                 "input_checksums": {},
                 "log": [],
             }
-            record |= {"rule": "by hand", "code": command, "record_format_version": FORMAT}
+            record |= {"rule": _BY_HAND, "code": command, "record_format_version": FORMAT}
             record |= {"job_hash": 0, "starttime": began, "endtime": changed}
             runtime.write_json(_place(_RECORDS, path.relative_to(here).as_posix()), record)
+
+
+def times(root: Path, output: Path) -> tuple[float, float] | None:
+    """When the rule that made ``output`` began and ended, in seconds since the epoch, by the records in ``root``; None
+    where no rule did."""
+    record = _read(output.relative_to(root).as_posix(), root)
+    return None if not record or record["rule"] == _BY_HAND else (record[_TIMES[0]], record[_TIMES[1]])
 
 
 def clear_dead_locks() -> None:
@@ -188,10 +196,10 @@ def _place(folder: Path, output: str) -> Path:
     return folder.joinpath(*(f"@{head}" for head in heads), last)
 
 
-def _read(output: str) -> dict[str, Any]:
-    """The record, or an empty one where there is none or it is damaged."""
+def _read(output: str, root: Path = Path()) -> dict[str, Any]:
+    """The record in ``root``, or an empty one where there is none or it is damaged."""
     try:
-        return json.loads(_place(_RECORDS, output).read_text())
+        return json.loads((root / _place(_RECORDS, output)).read_text())
     except (OSError, ValueError):
         return {}
 

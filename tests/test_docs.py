@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from diffsiam.data.sources import DATASETS
+from diffsiam.data.terms import TERMS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -94,10 +95,12 @@ def test_every_make_target_that_a_page_or_the_public_ci_names_exists() -> None:
     assert named - targets == set()
 
 
-def test_every_data_set_has_its_terms() -> None:
-    terms = (DOCS / "data.md").read_text().partition("\n## Terms\n")[2]
-    first = [line.split("|")[1] for line in terms.splitlines() if line.startswith("| ")]
-    assert set(DATASETS) <= {name.strip() for cell in first for name in cell.split(",")}
+def test_the_terms_of_every_data_set_are_those_of_the_model_cards() -> None:
+    terms = (DOCS / "data.md").read_text().partition("\n## Terms\n")[2].partition("| weights |")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in terms.splitlines() if line.startswith("| ")]
+    said = {name: (text, where) for names, text, where in rows[1:] for name in names.split(", ")}
+    assert said == TERMS
+    assert set(said) == set(DATASETS)
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml")))

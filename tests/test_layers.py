@@ -22,7 +22,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"training"},
     {"evaluation", "generation"},
     {"report"},
-    {"api"},
+    {"api", "publish"},
     {"cli"},
 ]
 API_SHELL = [  # the statements of the package's own file

@@ -36,6 +36,8 @@ _PIPELINE = f"../scheduler/{SCHEDULER}"  # in a pipeline of diffusers: beside th
 _KEPT = f"scheduler/{SCHEDULER}"  # its place in the cache
 CHECKSUMS = "checksums.json"  # in the cache: weights file -> sha256 at its first fetch
 
+REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"  # of Hugging Face
+COMMIT = r"(?:@(\w[\w.-]*))?"  # behind it
 _WHERE = "diffusion.fetch.location"
 _FILES = {  # format -> config, weights (the first that is there)
     "diffusers": (CONFIG, (WEIGHTS, f"diffusion_pytorch_model{weights.INDEX}", "diffusion_pytorch_model.bin")),
@@ -93,8 +95,9 @@ def fetch(cfg: Fetch, image_size: int, out: Path, cache: Path) -> None:
 
     Args:
         cfg: ``location``: a local file or folder, the http(s) address of a weights file, or a Hugging Face
-            repository ``owner/name``. ``format``: ``diffusers`` (config.json, safetensors or .bin) or ``guided``
-            (config.yml, checkpoint.pt). ``sha256`` of the weights file; None records it at the first fetch.
+            repository ``owner/name``, or ``owner/name@commit``, which cannot change. ``format``: ``diffusers``
+            (config.json, safetensors or .bin) or ``guided`` (config.yml, checkpoint.pt). ``sha256`` of the weights
+            file; None records it at the first fetch.
         image_size: side in pixels of the images that the network will see.
         out: folder for config.json, diffusion_pytorch_model.safetensors, scheduler_config.json and model_index.json.
         cache: folder of downloads and recorded checksums. A model that is whole there is not downloaded again, so
@@ -149,14 +152,14 @@ def _locate(cfg: Fetch, cache: Path) -> _Source:
         url = urllib.parse.urlunsplit(parts._replace(path=head + "/"))
         kept, files = cache / f"{parts.hostname}-{digest}", (urllib.parse.unquote(name),)
         return _Source(kept, config, files, url, schedulers={SCHEDULER: SCHEDULER, _KEPT: _PIPELINE})
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", cfg.location):
-        url = f"{_endpoint()}/{cfg.location}/resolve/main/"
+    if named := re.fullmatch(f"({REPOSITORY}){COMMIT}", cfg.location):
+        url = f"{_endpoint()}/{named[1]}/resolve/{named[2] or 'main'}/"
         kept = cache / cfg.location.replace("/", "--")
         places = {SCHEDULER: SCHEDULER, _KEPT: _KEPT}
-        return _Source(kept, config, weights, url, _SIZES.get(cfg.location, ""), places)
+        return _Source(kept, config, weights, url, _SIZES.get(named[1], ""), places)
     raise UserError(
         f"{_WHERE}: {_without_secrets(cfg.location)}: no such file or folder, and neither the http(s) address of a "
-        "weights file nor a Hugging Face repository (owner/name). Name one of these."
+        "weights file nor a Hugging Face repository (owner/name, owner/name@commit). Name one of these."
     )
 
 

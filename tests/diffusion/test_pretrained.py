@@ -256,6 +256,19 @@ def test_the_published_cifar10_network_gives_the_same_output_from_the_hub(
     assert _largest_difference(_fetch(CIFAR, tmp_path, size=32), model, 32) <= 1e-6
 
 
+def test_a_commit_of_a_repository_is_asked_for_and_kept_apart_from_others(
+    small: tuple[Path, UNet2DModel], tmp_path: Path, hub: Server
+) -> None:
+    """What the branch has is another model by now."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub.share(small[0], f"/me/model/resolve/{commit}")
+    other = _save_small(tmp_path / "other", layers_per_block=2)[1]
+    hub.share(tmp_path / "other", "/me/model/resolve/main")
+    assert _largest_difference(_fetch(f"me/model@{commit}", tmp_path), small[1], 16) <= 1e-6
+    assert _largest_difference(_fetch("me/model", tmp_path), other, 16) <= 1e-6
+    assert {path.split("/")[4] for path, _ in hub.seen[:3]} == {commit}
+
+
 def test_the_size_in_the_offline_message_is_that_of_the_published_network(
     cifar: tuple[Path, UNet2DModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

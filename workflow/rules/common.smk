@@ -16,7 +16,7 @@ from diffsiam.training.methods import METHODS, snapshot_steps
 # The `diffsiam` command of this very environment, activated or not, on this machine or a compute node.
 os.environ |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 # A container brings the environment; the package is this checkout's, whose digest rules record.
-os.environ |= {"APPTAINERENV_PYTHONPATH": str(Path(workflow.basedir).resolve())}
+os.environ |= {"APPTAINERENV_PYTHONPATH": str(Path(CHECKOUT).resolve())}
 
 try:
     params.check(config)
@@ -26,7 +26,7 @@ except UserError as e:
     sys.exit(2)
 
 # Files of the checkout, as rules name their inputs: relative, so that records mean the same in every clone.
-HERE = Path(os.path.relpath(workflow.basedir))
+HERE = Path(os.path.relpath(CHECKOUT))
 DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 DATA_ROOT = Path(config["data"]["root"]).expanduser()

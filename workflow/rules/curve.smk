@@ -34,7 +34,7 @@ TRAINED = [method for method in config["methods"] if METHODS[method].trained]
 rule curve:
     input:
         expand(
-            rules.linear_snapshot.output,
+            f"{CURVE}.json",
             pretrain=config["pretrain"],
             method=TRAINED,
             seed=config["seeds"],
@@ -45,7 +45,7 @@ rule curve:
         else "results/curve needs representation.snapshots above 0 and a trained method in params.yaml",
         # The untrained encoder has one point, which needs no snapshot.
         expand(
-            rules.linear.output,
+            "results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json",
             pretrain=config["pretrain"],
             method=[method for method in config["methods"] if not METHODS[method].trained],
             seed=config["seeds"],

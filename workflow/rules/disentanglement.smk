@@ -29,7 +29,7 @@ rule disentangle:
 rule table_disentanglement:
     input:
         results=expand(SCORES, **FACTORS, seed=config["seeds"]),
-        reference=str(HERE / "workflow/reference/disdiff_tables.csv"),
+        reference=local(str(HERE / "workflow/reference/disdiff_tables.csv")),
     output:
         csv=entry("table_disentanglement", "results/table_disentanglement.csv"),
         md="results/table_disentanglement.md",
@@ -72,7 +72,7 @@ rule swaps:
         runtime=12 * 60,
         gpu_jobs=1,
     shell:
-        "diffsiam generate swaps --data $(dirname {input.meta}) --diffusion results/diffusion/{wildcards.pretrain} "
+        "diffsiam generate swaps --data $(dirname {input.meta}) --diffusion $(dirname {input.diffusion[0]}) "
         "--representation {params.trained} --classifier {input.classifier} --out {output.arrays} "
         "--params {params.own:q} 2>&1 | tee {log}"
 
@@ -80,7 +80,7 @@ rule swaps:
 SWAPPED = [name for name in FACTORS["method"] if METHODS[name].decoder]
 # Of the first seed too: what a code carries is not the same code's from seed to seed.
 OWN_FIGURES["factors"] = expand(SCORES, **FACTORS, seed=config["seeds"][0])
-OWN_FIGURES["swaps"] = expand(rules.swaps.output.arrays, pretrain=FACTORS["pretrain"], method=SWAPPED)
+OWN_FIGURES["swaps"] = expand(f"{MADE}/swaps_{{method}}.npz", pretrain=FACTORS["pretrain"], method=SWAPPED)
 
 
 rule disentanglement:

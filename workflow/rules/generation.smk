@@ -28,8 +28,8 @@ for file, needs in KINDS.items():
             gpu=0,
             gpu_jobs=1,
         shell:
-            "diffsiam generate {params.kind} --data results/data/{wildcards.pretrain} "
-            "--diffusion results/diffusion/{wildcards.pretrain} {params.options} --out {output} "
+            "diffsiam generate {params.kind} --data $(dirname {input.test[0]}) "
+            "--diffusion $(dirname {input.diffusion[0]}) {params.options} --out {output} "
             "--params {params.own:q} 2>&1 | tee {log}"
 
 
@@ -53,7 +53,7 @@ for dataset, stems in CLASSIFIERS.items():
         params:
             own=json.dumps(stages.share(config, "probmask", dataset)),
             code=digest.digest("probmask"),
-            folder=f"results/probmask/{dataset}/{{method}}/seed{{seed}}",
+            folder=lambda wildcards, output: Path(output[0]).parent.as_posix(),
         log:
             f"results/logs/probmask/{dataset}/{{method}}/seed{{seed}}.log",
         benchmark:

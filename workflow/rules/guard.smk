@@ -12,7 +12,7 @@ from diffsiam.data import download
 PLANNED = hashlib.sha256(json.dumps([config, [*map(digest.digest, digest.STAGE_MODULES)]], sort_keys=True).encode()).hexdigest()
 
 # Jobs run the package of this checkout, wherever `pip install -e` pointed: the digests in the records are of its code.
-os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))}
+os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))}
 
 
 def made():

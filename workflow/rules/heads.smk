@@ -89,7 +89,7 @@ rule heads_table:
         results=[f"{folder}/{name}" for folder in (FLOORS, *every(HEADS)) for name in HEADS_ASKED],
         config=expand(f"{ENCODER}/config.json", pretrain=config["pretrain"], method=config["methods"], seed=config["seeds"]),
         meta=expand(f"{DATA}/meta.json", dataset=sorted({on for datasets in HEADS_ON.values() for on in datasets})),
-        reference=str(HERE / "workflow/reference/diti_attributes.csv"),
+        reference=local(str(HERE / "workflow/reference/diti_attributes.csv")),
     output:
         csv=entry("table_attributes", "results/table_attributes.csv"),
         md="results/table_attributes.md",

@@ -4,7 +4,7 @@ rule metrics:
         linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         history=every(f"{ENCODER}/history.csv"),
-        script=str(HERE / "workflow/scripts/metrics.py"),
+        script=local(str(HERE / "workflow/scripts/metrics.py")),
     output:
         metrics="results/metrics.json",
         accuracy="results/plots/accuracy.csv",

@@ -8,7 +8,7 @@ for number, protocol in {"4_1": "linear", "4_2": "fewshot"}.items():
             results=every(f"results/{protocol}/{{pretrain}}/{{method}}/seed{{seed}}/{{dataset}}.json"),
             meta=expand(f"{DATA}/meta.json", dataset=config["transfer"]),
             config=every(f"{ENCODER}/config.json"),
-            reference=str(HERE / f"workflow/reference/thesis_table{number}.csv"),
+            reference=local(str(HERE / f"workflow/reference/thesis_table{number}.csv")),
         output:
             csv=entry(f"table{number}", f"results/table{number}.csv"),
             md=f"results/table{number}.md",
@@ -31,7 +31,7 @@ rule summary:
     input:
         linear=every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json"),
         fewshot=every("results/fewshot/{pretrain}/{method}/seed{seed}/{dataset}.json"),
-        reference=[str(HERE / f"workflow/reference/thesis_table{number}.csv") for number in ("4_1", "4_2")],
+        reference=[local(str(HERE / f"workflow/reference/thesis_table{number}.csv")) for number in ("4_1", "4_2")],
     output:
         md="results/summary.md",
         paired=entry("summary", "results/paired.csv"),
@@ -54,7 +54,7 @@ rule summary:
 # The records of all networks behind the tables.
 TRAININGS = every(f"{ENCODER}/config.json")
 if any(METHODS[name].diffusion for name in config["methods"]):
-    TRAININGS = expand(rules.diffusion.output.training, pretrain=config["pretrain"]) + TRAININGS
+    TRAININGS = [f"results/diffusion/{config['pretrain']}/training.json", *TRAININGS]
 
 
 rule provenance:
@@ -82,7 +82,7 @@ rule page:
     input:
         tables=["results/table4_1.csv", "results/table4_1.md", "results/table4_2.csv", "results/table4_2.md"],
         summary=["results/summary.md", "results/paired.png", "results/provenance.md"],
-        captions=[str(HERE / "workflow/report" / name) for name in ("index.html.jinja", *(f"{name}.rst" for name in entries.NAMES))],
+        captions=[local(str(HERE / "workflow/report" / name)) for name in ("index.html.jinja", *(f"{name}.rst" for name in entries.NAMES))],
     output:
         report(
             "results/index.html",
@@ -101,7 +101,7 @@ rule page:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam page --results results --pretrain {params.pretrain} --out {output} --params {params.own:q} 2>&1 | tee {log}"
+        "diffsiam page --results $(dirname {input.tables[0]}) --pretrain {params.pretrain} --out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
 rule tables:

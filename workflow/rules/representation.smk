@@ -17,7 +17,7 @@ for name, method in METHODS.items():
             own=own("representation" if method.trained else name, method.unused),
             code=digest.digest("frozen" if method.frozen else "representation"),
             method=name,
-            diffusion="--diffusion results/diffusion/{pretrain}" if method.diffusion else "",
+            diffusion=lambda w, input: f"--diffusion {Path(input.diffusion[0]).parent.as_posix()}" if input.diffusion else "",
         log:
             f"results/logs/representation/{{pretrain}}/{name}/seed{{seed}}.log",
         benchmark:
