@@ -31,5 +31,14 @@ def test_every_scale_is_algorithm_3_by_hand() -> None:
     assert not torch.allclose(got[:, 2], got[:, 1], atol=1e-2)
 
 
+def test_a_sampler_that_masks_step_by_step_manipulates_with_all_of_z() -> None:
+    masked, plain, c = tiny_guided.model(mask_by_step=True), tiny_guided.model(), classifier()
+    z, x_T = 4 * torch.ones(2, tiny_guided.DIM), tiny_guided.images(2)
+    edited = z + torch.from_numpy(c.std * c.weight / 13)
+    got = manipulate(masked, (z, x_T), c, torch.tensor([1.0]))[:, 0]
+    assert torch.allclose(got, plain.sample(x_T, edited), atol=1e-4)
+    assert not torch.allclose(got, masked.sample(x_T, edited), atol=1e-2)
+
+
 def test_only_the_classifiers_dimensions_move() -> None:
     assert torch.nonzero(direction(classifier())).flatten().tolist() == [1, 5, 6]
