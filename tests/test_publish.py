@@ -35,6 +35,7 @@ class Hub(ThreadingHTTPServer):
     """One repository at one commit; what a test changes is what it holds and how it answers."""
 
     daemon_threads = True
+    request_queue_size = 32
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -92,7 +93,8 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, content: bytes, *, cut: bool) -> None:
         self.close_connection = True
         self.send_response(self.server.status or 200)
-        for name, value in (("ETag", hashlib.sha1(content).hexdigest()), ("X-Repo-Commit", SHA)):
+        facts = {"ETag": hashlib.sha1(content).hexdigest(), "X-Repo-Commit": SHA, "Connection": "close"}
+        for name, value in facts.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content) - (cut and self.command == "GET")))
         self.end_headers()

@@ -91,8 +91,13 @@ def read(folder: Path) -> Trained:
         record, results, pretrain = runtime.read_json(place / "config.json"), place.parents[3], place.parents[1].name
         if "method" not in record:
             raise UserError(f"{place / 'config.json'}: names no method, so not of an encoder trained here. {_WANTED}")
-        stems = methods.lookup(record["method"]).weights
-        files = (*(f"{stem}.safetensors" for stem in stems), "config.json")
+        method = methods.lookup(record["method"])
+        if method.frozen:
+            raise UserError(
+                f"{folder}: the weights of {record['method']} are the diffusion model's. Publish that, "
+                f"{results / 'diffusion' / pretrain}, where it was trained here."
+            )
+        files = (*(f"{stem}.safetensors" for stem in method.weights), "config.json")
     else:
         raise UserError(f"{folder}: no training.json and no config.json, so no trained network. {_WANTED}")
     meta = runtime.read_json(results / "data" / pretrain / "meta.json")

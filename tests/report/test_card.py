@@ -125,6 +125,11 @@ def test_a_model_that_was_fetched_is_refused(tmp_path: Path) -> None:
         card.read(small_trained.diffusion(tmp_path, fetched={"location": "google/ddpm-cifar10-32"}))
 
 
+def test_of_a_method_that_is_the_diffusion_model_itself_that_is_to_be_published(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"frozen_dm are the diffusion model's. Publish that, .*/diffusion/sprites"):
+        card.read(small_trained.encoder(tmp_path, method="frozen_dm"))
+
+
 @pytest.mark.parametrize("config", [None, "{}"])
 def test_a_folder_without_a_training_says_which_it_may_be(tmp_path: Path, config: str | None) -> None:
     folder = tmp_path / "representation" / "a" / "b" / "c"
