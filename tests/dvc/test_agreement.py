@@ -90,7 +90,7 @@ def test_both_plan_the_levels_behind_an_edited_leaf_and_none_before_it(
 def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage).get("params", [])}
-    elsewhere = {"transfer", "overrides", "datasets", "disentanglement"}  # edited below, or without a data set here
+    elsewhere = {"transfer", "overrides", "datasets", "disentanglement", "frozen_dm"}  # edited below, or without a data set here
     assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | elsewhere
 
 
@@ -104,6 +104,13 @@ def test_where_images_of_ones_own_lie_makes_only_dvc_look(clone: Clone) -> None:
     """DVC hashes the whole section; Snakemake's fingerprints know that nothing there is another."""
     clone.edit("datasets", {"birds": {"path": "elsewhere"}})
     assert set(clone.changed()) == {"data"}
+    assert planned_levels(clone) == set()
+
+
+def test_settings_of_a_method_that_is_not_asked_for_make_only_dvc_look(clone: Clone) -> None:
+    """DVC has one list of parameters for all methods; Snakemake knows which method reads what."""
+    clone.edit("frozen_dm.levels", [10])
+    assert set(clone.changed()) == {"representation@diffsiam_hier"}
     assert planned_levels(clone) == set()
 
 

@@ -26,11 +26,11 @@ def made():
 
 if workflow.is_main_process:
     # Under a cluster's executor, which counts nodes, jobs run elsewhere: a login node has no GPU. Nor does a report run any.
-    local = workflow.resource_settings.nodes is None and not any(word.startswith("--report") for word in sys.argv)
+    runs_here = workflow.resource_settings.nodes is None and not any(word.startswith("--report") for word in sys.argv)
     os.environ |= {"DIFFSIAM_PLANNED": PLANNED}
     records.clear_dead_locks()
     try:
-        if local and config["runtime"]["device"] == "cuda":
+        if runs_here and config["runtime"]["device"] == "cuda":
             runtime.select_device(params.section(config, params.Runtime))
         records.check(made(), snakemake.persistence.RECORD_FORMAT_VERSION)
     except UserError as e:
