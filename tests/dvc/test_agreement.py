@@ -90,7 +90,8 @@ def test_both_plan_the_levels_behind_an_edited_leaf_and_none_before_it(
 def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage).get("params", [])}
-    elsewhere = {"transfer", "overrides", "datasets", "disentanglement", "frozen_dm"}  # edited below, or without a data set here
+    # Edited below, or without a data set here.
+    elsewhere = {"transfer", "overrides", "datasets", "disentanglement", "frozen_dm"}
     assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | elsewhere
 
 
