@@ -20,7 +20,7 @@ from PIL import Image
 from small_data import make_folders, make_tar, save_image
 
 from diffsiam import params, runtime
-from diffsiam.data import prepare, scenes, sources
+from diffsiam.data import images, prepare, scenes, sources
 from diffsiam.errors import UserError
 
 ARRAYS = [f"{kind}_{part}.npy" for kind in ("attributes", "images", "labels", "targets") for part in ("test", "train")]
@@ -75,7 +75,7 @@ def test_other_sizes_are_resized_and_cropped_as_torchvision_does(tmp_path: Path,
     theirs = transforms.Compose(
         [transforms.Resize(8, transforms.InterpolationMode.BICUBIC, antialias=True), transforms.CenterCrop(8)]
     )(image)
-    assert np.array_equal(np.asarray(prepare.resize(image, 8)), np.asarray(theirs))
+    assert np.array_equal(np.asarray(images.resize(image, 8)), np.asarray(theirs))
 
 
 def test_attributes_follow_their_images(tmp_path: Path, cfg: params.Data) -> None:

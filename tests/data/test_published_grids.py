@@ -21,7 +21,7 @@ from PIL import Image
 from small_data import make_tar
 
 from diffsiam import params
-from diffsiam.data import prepare, published_grids, sources
+from diffsiam.data import images, prepare, published_grids, sources
 from diffsiam.data.grid import Grid
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -141,7 +141,7 @@ def test_images_of_another_size_are_resized_as_everywhere(
     large = np.random.default_rng(0).integers(0, 256, (row.train, 20, 20, 3), np.uint8)
     cars(place(row, Path(cfg.root)), large, cells("Cars3D"))
     prepare.run("Cars3D", cfg, tmp_path / "out")
-    expected = [np.asarray(prepare.resize(Image.fromarray(image), SIDE)) for image in large]
+    expected = [np.asarray(images.resize(Image.fromarray(image), SIDE)) for image in large]
     assert np.array_equal(np.load(tmp_path / "out" / "images_train.npy"), expected)
 
 
