@@ -129,7 +129,8 @@ def run(
         protocol: a row of `PROTOCOLS`.
         data: folder of a prepared data set with labels of that kind.
         features: of the encoder; None for the floor that the pixels themselves are, `PIXELS`.
-        method, seed: the encoder's, for the record.
+        method: the encoder's, for the record.
+        seed: see ``method``.
     Raises:
         UserError: the data set has no such labels, or as good as none; features that `store.read` refuses, or without
             those of the mirror images where they are needed; a training that diverges.
