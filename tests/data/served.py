@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from socketserver import BaseServer
+
+
+@contextlib.contextmanager
+def running(server: BaseServer) -> Iterator[None]:
+    """``server`` answers in a thread of its own meanwhile."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
 
 class Web:
     """Files by path, served on 127.0.0.1; what a test changes is how they are served."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +21,7 @@ from diffsiam import runtime
 from diffsiam.diffusion import pretrained
 from diffsiam.errors import UserError
 from diffsiam.params import Fetch
+from tests.data.served import running
 
 CIFAR = "google/ddpm-cifar10-32"
 CIFAR_CONFIG = {  # as published
@@ -123,12 +123,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def _serve() -> Iterator[Server]:
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 @pytest.fixture(autouse=True, scope="module")

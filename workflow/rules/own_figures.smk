@@ -1,5 +1,6 @@
 # Figures that are not the thesis's: a rule for each row of OWN_FIGURES, which pictures.smk begins and other rules add to.
 for word, files in OWN_FIGURES.items():
+    shown = ", ".join(dict.fromkeys(Path(file).parts[2] for file in files))
 
     rule:
         name:
@@ -7,14 +8,14 @@ for word, files in OWN_FIGURES.items():
         input:
             files,
         output:
-            png=entry(word, f"results/figures/{word}.png", ", ".join(dict.fromkeys(Path(file).parts[2] for file in files))),
+            png=entry(word, f"results/figures/{word}.png", shown),
             pdf=f"results/figures/{word}.pdf",
             shows=f"results/figures/{word}.rst",
         params:
             code=digest.digest("figures"),
             word=word,
-            dataset=", ".join(dict.fromkeys(Path(file).parts[2] for file in files)),
-            files=[f"{file}={file}" for file in files],
+            dataset=shown,
+            files=lambda wildcards, input: [f"{file}={file}" for file in input],
         localrule: True
         log:
             f"results/logs/figures/{word}.log",
