@@ -185,6 +185,8 @@ def counterfactual(
     target: Pictures,
     segments: Sequence[tuple[int, int]],
     scales: Sequence[float] = (1.0,),
+    *,
+    exchange_noise: bool = True,
 ) -> NDArray[np.uint8]:
     """Algorithm 2: ``source`` with some segments of its z drawn towards those of ``target``.
 
@@ -193,6 +195,7 @@ def counterfactual(
         target: as many.
         segments: R half-open ranges, counted from 0: (0, 8) is z_1 .. z_8.
         scales: S numbers in [0, 1]; 0 is the source's reconstruction.
+        exchange_noise: draw x_T towards the target's as well, as Algorithm 2 does; else only the segments change.
     Returns:
         Stored images (N, R, S, side, side, 3).
     Raises:
@@ -205,7 +208,8 @@ def counterfactual(
     if bad := [s for s in scales if not 0 <= s <= 1]:
         raise UserError(f"scales: met {bad}, allowed are 0 to 1.")
     ranges = [algorithm2.check_range(span, model.segments) for span in segments]
-    made = algorithm2.counterfactual(model, model.latents(a), model.latents(b), ranges, torch.tensor(scales))
+    latents = model.latents(a), model.latents(b)
+    made = algorithm2.counterfactual(model, *latents, ranges, torch.tensor(scales), exchange_noise=exchange_noise)
     return to_stored(made)
 
 

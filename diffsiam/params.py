@@ -285,6 +285,7 @@ class Generation:
     batch_size: int
     pairs: Pairs
     ranges: tuple[Ranges, ...]
+    exchange_noise: bool | str
     scales: tuple[float, ...]
     manipulation_scales: tuple[float, ...]
     noise_levels: tuple[int, ...]

@@ -21,6 +21,7 @@ _SAMPLING = (*_UNGUIDED, "generation.guidance")
 _SHOWN = ("generation.pairs.count", "generation.pairs.indices")
 # The ranges are of the trained segments; of a method that has none (PDAE), of as many.
 _RANGES = ("generation.ranges", "representation.segments")
+_DRAWN_TO = ("generation.exchange_noise", "generation.scales")
 _HEADS = tuple(f"heads.{name}" for name in ("epochs", "learning_rate", "shuffle", "bootstrap", "seed"))
 _HEADS_ON = ("heads.attributes_on", "heads.regression_on")
 _EXPERIMENT = ("methods", "seeds", "pretrain", "transfer")
@@ -53,7 +54,7 @@ PARAMS: dict[str, tuple[str, ...]] = {
     ),
     "swaps": ("disentanglement.swaps", *_UNGUIDED, "representation.segments", *_CAPTURED),
     "denoise": ("generation.pairs", "generation.noise_levels", *_CAPTURED),
-    "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, "generation.scales", *_CAPTURED),
+    "counterfactual": (*_SAMPLING, *_SHOWN, *_RANGES, *_DRAWN_TO, *_CAPTURED),
     "manipulation": (*_SAMPLING, *_SHOWN, "generation.manipulation_scales", *_CAPTURED),
     "numbers": (
         *_SAMPLING,

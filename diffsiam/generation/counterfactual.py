@@ -12,9 +12,18 @@ from diffsiam.generation.model import Guided
 
 Range = tuple[int, int]
 
+# Whether x_T is exchanged with the segments, by `generation.exchange_noise`.
+EXCHANGES: dict[bool | str, tuple[bool, ...]] = {True: (True,), False: (False,), "both": (True, False)}
+
 
 def counterfactual(
-    model: Guided, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], ranges: Sequence[Range], scales: Tensor
+    model: Guided,
+    source: tuple[Tensor, Tensor],
+    target: tuple[Tensor, Tensor],
+    ranges: Sequence[Range],
+    scales: Tensor,
+    *,
+    exchange_noise: bool = True,
 ) -> Tensor:
     """Algorithm 2 on every range of segments, at every scale.
 
@@ -24,13 +33,14 @@ def counterfactual(
         target: those of the N images that they are drawn towards.
         ranges: R half-open ranges of segments, counted from 0: (0, 8) is z_1 .. z_8.
         scales: (S,) in [0, 1]; 0 is the source's reconstruction.
+        exchange_noise: draw x_T towards the target's as well, as Algorithm 2 does; else it stays the source's own.
     Returns:
         Images (N, R, S, 3, side, side).
     """
     (z, x_T), (z_other, x_other) = source, target
     n, r, s = len(z), len(ranges), len(scales)
     edited = torch.stack([lerp(z, z_other, model.edges, span, scales) for span in ranges], dim=1)
-    start = slerp(x_T, x_other, scales)[:, None].expand(n, r, s, *x_T.shape[1:])
+    start = slerp(x_T, x_other if exchange_noise else x_T, scales)[:, None].expand(n, r, s, *x_T.shape[1:])
     images = model.sample(start.reshape(-1, *x_T.shape[1:]), edited.reshape(n * r * s, -1))
     return images.reshape(n, r, s, *x_T.shape[1:])
 

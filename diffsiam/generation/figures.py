@@ -4,10 +4,12 @@ Under results/generation/<pretrain>/, images uint8 (H, W, 3):
 
 denoise.npz (Figure 1.1): ``images`` (rows, levels, H, W, 3), x0_hat of the frozen model from ``noisy`` of the same
     shape; ``originals`` (rows, H, W, 3); ``timesteps`` (levels,) int64, paper steps.
-counterfactual_<method>.npz (Figures 4.1 to 4.4): ``images`` (pairs, ranges, scales, H, W, 3) on the way from
-    ``sources`` to ``targets`` (pairs, H, W, 3), and ``reverse``, as ``images``, from target to source; ``ranges``
-    (ranges, 2) int64, half-open, the last one all of z; ``scales`` (scales,) float64; ``indices`` (pairs, 2) int64,
-    rows of images_test.npy.
+counterfactual_<method>.npz (Figures 4.1 to 4.4): ``images`` (pairs, rows, scales, H, W, 3) on the way from ``sources``
+    to ``targets`` (pairs, H, W, 3), and ``reverse``, as ``images``, from target to source; ``ranges`` (rows, 2) int64,
+    half-open, the last one all of z; ``exchanged`` (rows,) bool, whether x_T goes along; the first of either kind is
+    the empty range, from which the others differ by their segments alone: x_T alone, and the reconstruction;
+    ``scales`` (scales,) float64; ``indices`` (pairs, 2) int64, rows of images_test.npy. Files of before have rows with
+    x_T alone, no ``exchanged`` and no empty range.
 manipulation_<method>.npz (Figures 4.5 to 4.7): ``images`` (attributes, samples, scales, H, W, 3); ``originals``
     (samples, H, W, 3); ``attributes`` (attributes,) names; ``dims`` (attributes,) int64, dimensions of the classifier,
     d for one on all of z; ``masked`` (attributes,) bool, whether ProbMask chose them; rows in the order of
@@ -15,7 +17,8 @@ manipulation_<method>.npz (Figures 4.5 to 4.7): ``images`` (attributes, samples,
 classifier.safetensors: the attribute classifier on pixels that the numbers are measured by, one for all methods;
     average precisions on the test images in classifier.json. Of a grid of factors: a softmax for each factor, and its
     accuracies on the grid's val images.
-numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,value,images``, one number a row:
+numbers_<method>.csv: `COLUMNS`, one number a row; ``ci95``, the half-width of its interval over the ``images``, or
+    pairs of them, that are behind it, where there is one:
     measure round_trip: subject frozen_model (inverted and sampled by the diffusion model alone), conditioned (both
         given z) or frozen_inversion (inverted by the diffusion model alone, sampled given z); metric mse, psnr (dB).
     measure autoencoding: subject inferred_x_T (sampled given z from the image's own x_T, inverted given z) or
@@ -25,10 +28,12 @@ numbers_<method>.csv: ``dataset,method,seed,measure,subject,attribute,metric,val
     measure tad: subject segments or dimensions of z, of data sets with attributes; metric tad, tad_std and captured,
         over five folds (`detectors.folds`).
     measure manipulation: subject d' and scale, as ``16 +6.8``; the attribute; metric intended, others
-        (`measure.manipulated`). Data sets with attributes only, as the next.
-    measure counterfactual: subject the segment range, as ``0-8``, at scale 1; the attribute that it carries; metric
-        intended, others (`measure.exchanged`). Algorithm 2 exchanges x_T as well, which carries much of the image: the
-        change is from (z, the other's x_T), so that it is the range's alone.
+        (`measure.manipulated`), moved_own, moved_others (`measure.moved`) and coarseness (`measure.coarseness`). Data
+        sets with attributes only.
+    measure counterfactual: subject the segment range, as ``0-8``, at scale 1, from (z, the other's x_T), as Algorithm 2
+        exchanges x_T as well; or ``x_T alone``. Metric coarseness; and of attributes intended, others of the one that
+        the range carries (`measure.exchanged`), and moved_own, moved_others of each that has a classifier on z, over
+        the pairs that differ in it. Subject ``early to late``: metric coarseness_trend (`measure.trend`).
     measure segments: the same with the image's own x_T, so that only the range of z is exchanged.
 """
 
@@ -36,7 +41,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +57,14 @@ from diffsiam.data.images import open_images
 from diffsiam.diffusion import ddim, schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.probmask import Classifier, check_attributes, find, read
-from diffsiam.generation import autoencoding, factors, measure
+from diffsiam.generation import autoencoding, edits, factors, measure
 from diffsiam.generation import model as guided
-from diffsiam.generation.counterfactual import Range, check_range, counterfactual
+from diffsiam.generation.counterfactual import EXCHANGES, Range, check_range, counterfactual
 from diffsiam.generation.manipulation import manipulate
 from diffsiam.models.unet import DiffusionModel, timesteps_like
 from diffsiam.params import Generation, Pairs, Runtime
 
-COLUMNS = ("dataset", "method", "seed", "measure", "subject", "attribute", "metric", "value", "images")
+COLUMNS = ("dataset", "method", "seed", "measure", "subject", "attribute", "metric", "value", "ci95", "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +175,30 @@ def denoise(job: Job) -> dict[str, NDArray[Any]]:
 
 
 def counterfactuals(job: Job) -> dict[str, NDArray[Any]]:
-    """Figures 4.1 to 4.4: Algorithm 2 both ways."""
-    indices, ranges = job.pairs(), job.ranges()
+    """Figures 4.1 to 4.4: Algorithm 2 both ways, of each kind on the empty range first."""
+    indices, ranges, kinds = job.pairs(), job.ranges(), EXCHANGES[job.cfg.exchange_noise]
     scales = torch.tensor(job.cfg.scales, dtype=torch.float64)
     x0 = job.test(indices.T.reshape(-1))
     z, x_T = job.model.latents(x0)
     source, target = zip(z.chunk(2), x_T.chunk(2), strict=True)
+
+    def rows(source: edits.Latents, target: edits.Latents, exchange: bool) -> Tensor:
+        # In calls of their own, so that the rows of the ranges are those of the same batches whatever stands beside
+        # them; without an exchange the empty range is the reconstruction at every scale.
+        wanted = scales if exchange else scales[:1]
+        empty = counterfactual(job.model, source, target, [(0, 0)], wanted, exchange_noise=exchange)
+        edited = counterfactual(job.model, source, target, ranges, scales, exchange_noise=exchange)
+        return torch.cat([empty.expand(-1, -1, len(scales), -1, -1, -1), edited], dim=1)
+
     there, back = (
-        to_stored(counterfactual(job.model, a, b, ranges, scales)) for a, b in ((source, target), (target, source))
+        to_stored(torch.cat([rows(a, b, kind) for kind in kinds], dim=1))
+        for a, b in ((source, target), (target, source))
     )
     sources, targets = (to_stored(part) for part in x0.chunk(2))
     arrays = {"images": there, "reverse": back, "sources": sources, "targets": targets}
-    return {**arrays, "ranges": np.array(ranges, np.int64), "scales": scales.numpy(), "indices": indices}
+    arrays |= {"ranges": np.array([(0, 0), *ranges] * len(kinds), np.int64)}
+    arrays |= {"exchanged": np.repeat(kinds, 1 + len(ranges))}
+    return {**arrays, "scales": scales.numpy(), "indices": indices}
 
 
 def manipulations(job: Job) -> dict[str, NDArray[Any]]:
@@ -238,56 +254,28 @@ def numbers(job: Job) -> pd.DataFrame:
     x0 = job.test(indices)
     z, x_T = job.model.latents(x0)
     returned = round_trips(job, x0, z)
-    rows = [row for name, x in returned.items() for row in _rows("round_trip", name, "", measure.round_trip(x0, x))]
+    rows = [
+        row for name, x in returned.items() for row in measure.rows("round_trip", name, "", measure.round_trip(x0, x))
+    ]
     made = {"inferred_x_T": returned["conditioned"], "random_x_T": autoencoding.from_noise(job.model, z, x0, indices)}
     for name, x in made.items():
         found = autoencoding.scores(x0, x, job.device, lpips="lpips" in weights)
-        rows += _rows("autoencoding", name, "", found)
+        rows += measure.rows("autoencoding", name, "", found)
     images = open_images(job.data / "images_test.npy", job.root)
     if "fid" in weights:
         rows += autoencoding.distances(job.model, images, order[: job.cfg.frechet_images], weights["fid"])
     if job.meta.get("attributes"):
         rows += autoencoding.told(job.model, images, runtime.read_array(job.data / "attributes_test.npy"))
+    judge = None
     if job.classifier is not None:
-        names = check_attributes(job.meta, job.data)
-        net = measure.load(job.classifier, names).to(job.device)
-        judge = functools.partial(_judge, net, job.device)
-        same = measure.exclusive(runtime.read_array(job.data / "attributes_train.npy"))
-        rows += pushes(job, x0, (z, x_T), names, same, judge)
-        labels = runtime.read_array(job.data / "attributes_test.npy")[indices].astype(np.int64)
-        partner = measure.partners(len(indices))
-        for what, start in {"counterfactual": x_T[partner], "segments": x_T}.items():
-            base = judge(job.model.sample(start, z))  # Algorithm 2 on an empty range
-            for span in job.ranges():
-                edited = counterfactual(job.model, (z, x_T), (z[partner], start), [span], torch.ones(1))[:, 0, 0]
-                carried = measure.exchanged(judge(edited) - base, labels[partner] - labels, same)
-                if carried is not None:
-                    rows += _rows(what, f"{span[0]}-{span[1]}", names[carried[0]], carried[1])
+        judge = _judge(job, indices)
+        model = job.model.whole
+        latents = (z, x_T) if model is job.model else model.latents(x0)  # whose inversion sees no masks
+        ends = {min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)}
+        rows += edits.pushes(model, latents, job.classifiers, sorted(ends), judge)
+    rows += edits.exchanges(job.model, (z, x_T), job.ranges(), judge)
     whose = {"dataset": job.meta["dataset"], "method": job.trained["method"], "seed": job.trained["seed"]}
     return pd.DataFrame([{**whose, "images": len(indices), **row} for row in rows], columns=list(COLUMNS))
-
-
-def pushes(
-    job: Job,
-    x0: Tensor,
-    latents: tuple[Tensor, Tensor],
-    names: list[str],
-    same: NDArray[np.bool_],
-    judge: Callable[[Tensor], NDArray[np.float64]],
-) -> list[dict[str, Any]]:
-    """What Algorithm 3 changes in images x0 with these ``latents``, by every classifier at the outermost scales."""
-    model, rows = job.model.whole, []
-    if model is not job.model:  # whose inversion sees masks
-        latents = model.latents(x0)
-    z, x_T = latents
-    base = judge(model.sample(x_T, z))
-    for c in job.classifiers:
-        a = find(c.name, names, job.data)
-        for scale in sorted({min(job.cfg.manipulation_scales), max(job.cfg.manipulation_scales)} - {0.0}):
-            edited = manipulate(model, latents, c, torch.tensor([scale]))[:, 0]
-            found = measure.manipulated(judge(edited) - base, a, int(np.sign(scale)), same)
-            rows += _rows("manipulation", f"{c.dims} {scale:+g}", c.name, found)
-    return rows
 
 
 def round_trips(job: Job, x0: Tensor, z: Tensor) -> dict[str, Tensor]:
@@ -325,11 +313,15 @@ def given(path: Path | None, option: str) -> Path:
     return path
 
 
-def _judge(net: measure.AttributeNet, device: torch.device, images: Tensor) -> NDArray[np.float64]:
-    """Probabilities (N, A) of images (N, 3, H, W), as they would be stored."""
-    return net.probabilities(torch.from_numpy(to_stored(images)), device).double().numpy()
+def _judge(job: Job, indices: NDArray[np.int64]) -> edits.Judge:
+    """The classifier on pixels, with what is known of the test images ``indices``."""
+    names = check_attributes(job.meta, job.data)
+    net = measure.load(given(job.classifier, "--classifier"), names).to(job.device)
 
+    def tell(images: Tensor) -> NDArray[np.float64]:
+        return net.probabilities(torch.from_numpy(to_stored(images)), job.device).double().numpy()
 
-def _rows(what: str, subject: str, attribute: str, found: dict[str, float]) -> list[dict[str, Any]]:
-    shared = {"measure": what, "subject": subject, "attribute": attribute}
-    return [{**shared, "metric": metric, "value": value} for metric, value in found.items()]
+    own = [find(c.name, names, job.data) for c in job.classifiers]
+    same = measure.exclusive(runtime.read_array(job.data / "attributes_train.npy"))
+    labels = runtime.read_array(job.data / "attributes_test.npy")[indices].astype(np.int64)
+    return edits.Judge(tell, names, own, same, labels)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from diffsiam import runtime
 from diffsiam.data import pixels
 from diffsiam.data.images import Images
 from diffsiam.errors import UserError
+from diffsiam.evaluation.metrics import Z95
 from diffsiam.evaluation.probmask import average_precision
 from diffsiam.models.encoder import Encoder
 from diffsiam.params import PixelClassifier
@@ -130,6 +133,34 @@ def load(path: Path, names: Sequence[str], outputs: int | None = None) -> Attrib
 
 
 # ---------------------------------------------------------------------------------------------------- the numbers
+class Mean(NamedTuple):
+    """A mean over images or pairs of them, the half-width of its 95 % interval, NaN of one alone, and how many they
+    were."""
+
+    value: float
+    ci95: float
+    images: int
+
+
+def rows(what: str, subject: str, attribute: str, found: Mapping[str, float | Mean | None]) -> list[dict[str, Any]]:
+    """Rows of `figures.COLUMNS` less the names, one for each metric that there is."""
+    shared = {"measure": what, "subject": subject, "attribute": attribute}
+    return [
+        {**shared, "metric": metric, **(value._asdict() if isinstance(value, Mean) else {"value": value})}
+        for metric, value in found.items()
+        if value is not None
+    ]
+
+
+def mean(values: NDArray[np.float64]) -> Mean | None:
+    """Of those that are no NaN; the interval is 1.96 std / sqrt(count). None where there are none."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return None
+    half = Z95 * known.std() / math.sqrt(known.size) if known.size > 1 else math.nan
+    return Mean(float(known.mean()), float(half), known.size)
+
+
 def round_trip(images: Tensor, returned: Tensor) -> dict[str, float]:
     """Mean squared error and mean peak signal-to-noise ratio in dB of images (N, 3, H, W) in [-1, 1].
 
@@ -199,3 +230,70 @@ def _towards(change: NDArray[np.float64], difference: NDArray[np.int64]) -> NDAr
     """Mean move towards the other label over the pairs that differ, (A,); NaN where none do."""
     count = (difference != 0).sum(axis=0)
     return np.where(count > 0, (change * difference).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def moved(change: NDArray[np.float64], attribute: int, same: NDArray[np.bool_]) -> dict[str, Mean | None]:
+    """How far edits move an attribute, and how far all others, whatever the direction.
+
+    Args:
+        change: probabilities of the edited images less those of the images before, (N, A).
+        attribute: a, the one in question.
+        same: from `exclusive`.
+    Returns:
+        ``moved_own``, mean_i |change[i, a]|, and ``moved_others``, mean_i of the mean of |change[i, b]| over the b that
+        do not exclude a; both in [0, 1], 1 from certainly without to certainly with it.
+    """
+    size, others = np.abs(change), ~same[attribute]
+    return {
+        "moved_own": mean(size[:, attribute]),
+        "moved_others": mean(size[:, others].mean(axis=1)) if others.any() else None,
+    }
+
+
+_ROUNDING = 1e-5  # root mean square of a change of images in [-1, 1], a thousandth of a grey level: none at all
+
+
+def coarseness(change: Tensor) -> NDArray[np.float64]:
+    """How coarse each change of an image is: where its energy lies among spatial frequencies, in one number.
+
+    With P(u, v) the squared absolute value of the change's Fourier transform, summed over colours, u and v in cycles
+    per image, and r = sqrt(u^2 + v^2), at most R = side / sqrt(2),
+
+        coarseness = 1 - sum P log2(max(r, 1)) / (sum P log2 R)
+
+    is 1 where all pixels change alike, or along one wave as wide as the image, and 0 for a checkerboard of single
+    pixels. Every octave between them counts alike: a wave of half the width is 1 / log2 R finer.
+
+    Args:
+        change: (N, 3, side, side), images in [-1, 1] less those before the edit, not rounded to grey levels.
+    Returns:
+        (N,) in [0, 1]; NaN where nothing changed.
+    """
+    side = change.shape[-1]
+    power = np.abs(np.fft.fft2(change.double().numpy())) ** 2
+    cycles = np.fft.fftfreq(side, 1 / side)
+    octave = np.log2(np.hypot(cycles[:, None], cycles).clip(min=1)) / math.log2(side / math.sqrt(2))
+    energy = power.sum(axis=(1, 2, 3))  # (3 side^4) times the mean square
+    changed = energy > 3 * side**4 * _ROUNDING**2
+    fine = (power * octave).sum(axis=(1, 2, 3)) / np.where(changed, energy, 1)
+    return np.where(changed, 1 - fine, np.nan)
+
+
+def trend(coarse: NDArray[np.float64], ranges: Sequence[tuple[int, int]]) -> Mean | None:
+    """Whether later segments change coarser things: Spearman's rank correlation, over the ranges, of the middle of a
+    range with the coarseness of its change; one for each pair of images, and their mean in [-1, 1].
+
+    Above 0 is what the thesis claims, below 0 the opposite.
+
+    Args:
+        coarse: of each range's changes, (R, N), from `coarseness`; a pair counts where none of them is NaN.
+        ranges: R half-open ranges of segments.
+    """
+    whole = coarse[:, ~np.isnan(coarse).any(axis=0)]
+    middle = scipy.stats.rankdata([start + stop for start, stop in ranges])
+    if len(set(middle.tolist())) < 2 or not whole.size:
+        return None
+    ranks = scipy.stats.rankdata(whole, axis=0)
+    middle, ranks = middle - middle.mean(), ranks - ranks.mean(axis=0)
+    spread = np.sqrt((middle**2).sum() * (ranks**2).sum(axis=0))
+    return mean(np.divide(middle @ ranks, spread, out=np.full(len(spread), np.nan), where=spread > 0))

@@ -66,7 +66,8 @@ class Trained:
 def counterfactual(
     pictures: Sequence[Path], segments: Sequence[str], trained: Trained, out: Path, *, scales: Sequence[float] | None
 ) -> None:
-    """Write a strip (PNG): for each range of segments a row of source, the scales, target (Algorithm 2)."""
+    """Write a strip (PNG): for each range of segments a row of source, the scales, target (Algorithm 2); with
+    `generation.exchange_noise` both, those with x_T exchanged above those with the source's own."""
     check_png(out)
     model, side = trained.load()
     ranges = [algorithm2.parse_range(text, model.segments) for text in segments]
@@ -75,8 +76,12 @@ def counterfactual(
         raise UserError(f"--scales {' '.join(map(str, scales or ()))}: met a value outside 0 to 1.")
     x0 = read_pictures(pictures, side)
     z, x_T = model.latents(x0)
-    made = algorithm2.counterfactual(model, (z[:1], x_T[:1]), (z[1:], x_T[1:]), ranges, chosen)[0]
-    write_strip(out, [torch.cat([x0[:1], row, x0[1:]]) for row in made])
+    source, target = (z[:1], x_T[:1]), (z[1:], x_T[1:])
+    made = [
+        algorithm2.counterfactual(model, source, target, ranges, chosen, exchange_noise=exchange)[0]
+        for exchange in algorithm2.EXCHANGES[trained.cfg.exchange_noise]
+    ]
+    write_strip(out, [torch.cat([x0[:1], row, x0[1:]]) for row in torch.cat(made)])
 
 
 def manipulate(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam import runtime
-from diffsiam.report import factors, frozen_grid, swaps
-from diffsiam.report.figures import Inputs, manipulated, method_title, training_history
+from diffsiam.report import edits, factors, frozen_grid, swaps
+from diffsiam.report.figures import Inputs, method_title, training_history
 
 
 def write(number: str, inputs: Inputs, out: Path) -> None:
@@ -31,14 +31,17 @@ def _denoise(inputs: Inputs) -> str:
 
 
 def _ranges(inputs: Inputs) -> str:
-    """How near each range comes to the other image; x_T is exchanged with every range (Algorithm 2)."""
+    """How near each range comes to the other image, with x_T exchanged and without."""
     lines = []
     for name, a in inputs.arrays().items():
-        parts = [f"{start}-{stop}: {_distance(a, i):.1f}" for i, (start, stop) in enumerate(a["ranges"])]
-        lines.append(f"{method_title(name)}: {', '.join(parts)}")
-    return (
-        f"{_DISTANCE.format(a['scales'][-1])}, by range of segments (x_T is exchanged with each): {'. '.join(lines)}."
-    )
+        kinds: dict[bool, list[str]] = {}
+        for row, i in edits.rows(a).items():
+            words = "no segment" if row[:2] == (0, 0) else f"{row.start}-{row.stop}"
+            kinds.setdefault(row.exchanged, []).append(f"{words}: {_distance(a, i):.1f}")
+        for exchanged, parts in kinds.items():
+            kind = "x_T exchanged" if exchanged else "own x_T"
+            lines.append(f"{method_title(name)}, {kind}: {', '.join(parts)}")
+    return f"{_DISTANCE.format(a['scales'][-1])}, by range of segments: {'. '.join(lines)}."
 
 
 _DISTANCE = "mean grey levels between the picture at scale {:g} and the other image, both ways"
@@ -52,7 +55,13 @@ def _distance(arrays: Mapping[str, np.ndarray], i: int) -> float:
 def _whole(inputs: Inputs) -> str:
     """How near all of z comes to the other image."""
     arrays = inputs.arrays()
-    words = [f"{method_title(name)} {_distance(a, -1):.1f}" for name, a in arrays.items()]
+    words = []
+    for name, a in arrays.items():
+        levels = {row: f"{_distance(a, i):.1f}" for row, i in edits.rows(a).items()}
+        for row in (row for row in levels if row[:2] == edits.everything(a)):
+            alone = levels.get(edits.Row(0, 0, True)) if row.exchanged else None
+            kind = "x_T exchanged" if row.exchanged else "own x_T"
+            words.append(f"{method_title(name)}, {kind}: {levels[row]}{f' ({alone} by x_T alone)' if alone else ''}")
     return f"{_DISTANCE.format(next(iter(arrays.values()))['scales'][-1])}: {', '.join(words)}."
 
 
@@ -62,7 +71,7 @@ def _manipulation(inputs: Inputs, *, full: bool) -> str:
         middle = int(np.abs(a["scales"]).argmin())
         ends = [
             change(a["images"][i][:, e], a["images"][i][:, middle])
-            for i, *_ in manipulated(a, full=full)
+            for i, *_ in edits.manipulated(a, full=full)
             for e in (0, -1)
         ]
         words.append(f"{method_title(name)} {np.mean(ends):.1f}")

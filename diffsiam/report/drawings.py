@@ -144,14 +144,18 @@ def kept(strategy: str, k: int, dim: int, count: int) -> list[bool]:
 # ------------------------------------------------------------------------------------------------- Figure 3.1
 def architecture(dataset: str, s: Shapes) -> Figure:
     """Figure 3.1: the encoder and SimSiam, one term of Eq. 3.11, and the networks inside."""
-    fig, ax = _canvas(16.0, 6.0)
-    ax.text(8.0, 5.75, f"DiffSiam as trained on {dataset}, {s.image_size}x{s.image_size}", ha="center", fontsize=11)
+    width, above, below = 10.0, 5.4, 4.9  # inches; the networks inside stand below the other two parts
+    fig, ax = _canvas(width, above + below)
+    ax.set_ylim(6.0 - above - below, 6.0)
+    ax.text(5.0, 5.75, f"DiffSiam as trained on {dataset}, {s.image_size}x{s.image_size}", ha="center", fontsize=11)
     _left(ax, s)
     _middle(ax, s)
-    _right(ax, s)
-    for x, colour, text in ((10.6, TRAINED, "trained"), (12.2, FROZEN, "frozen")):
-        ax.add_patch(Rectangle((x, 0.15), 0.3, 0.2, facecolor=colour, edgecolor="black", lw=0.8))
-        ax.text(x + 0.4, 0.25, text, va="center", fontsize=8)
+    inside = fig.add_axes((0.0, 0.0, 1.0, below / (above + below)), xlim=(8.1, 18.1), ylim=(5.5 - below, 5.5))
+    inside.axis("off")
+    _right(inside, s)
+    for y, colour, text in ((-0.9, TRAINED, "trained"), (-1.3, FROZEN, "frozen")):
+        ax.add_patch(Rectangle((0.2, y), 0.3, 0.2, facecolor=colour, edgecolor="black", lw=0.8))
+        ax.text(0.6, y + 0.1, text, va="center", fontsize=8)
     return fig
 
 
@@ -167,11 +171,11 @@ def _left(ax: Axes, s: Shapes) -> None:
         _arrow(ax, (2.55, y), (2.85, y))
     _box(ax, 2.85, 3.05, 1.1, 1.8, "projector\n" + "\n".join(map(str, s.projector)), TRAINED)
     _arrow(ax, (3.95, 4.45), (4.2, 4.45))
-    _box(ax, 4.2, 4.05, 1.1, 0.8, f"predictor $p_\\gamma$\n{'-'.join(map(str, s.predictor))}", TRAINED, 7)
+    _box(ax, 4.2, 4.05, 1.1, 0.8, f"predictor $p_\\gamma$\n{'-'.join(map(str, s.predictor))}", TRAINED, 7.5)
     _arrow(ax, (4.75, 4.05), (4.75, 3.65))
     _arrow(ax, (3.95, 3.35), (4.2, 3.35))
     _box(ax, 4.2, 3.05, 1.1, 0.6, r"$-\cos$ (Eq. 3.9)", DATA, 7.5)
-    ax.text(4.08, 2.87, "stop-gradient", ha="center", fontsize=7)
+    ax.text(4.08, 2.87, "stop-gradient", ha="center", fontsize=7.5)
     _arrow(ax, (2.55, 1.35), (2.85, 1.35))
     _strip(ax, 2.85, 1.15, 2.45, 0.4, [True] * s.segments)
     note = f"$\\mathbf{{z}}$: d = {s.dim} in n = {s.segments} segments of {s.dim // s.segments}"
@@ -186,7 +190,7 @@ def _middle(ax: Axes, s: Shapes) -> None:
     _arrow(ax, (8.4, 4.25), (8.75, 4.25))
     _box(ax, 8.75, 3.9, 0.95, 0.7, r"$\hat{\mathbf{x}}_0$", DATA)
     _arrow(ax, (7.8, 3.8), (7.8, 2.9))
-    ax.text(7.9, 3.35, "features of the down path", fontsize=7, va="center")
+    ax.text(7.9, 3.35, "features of the down path", fontsize=7.5, va="center")
     k = max(1, s.segments // 3)
     _strip(ax, 5.6, 2.3, 1.35, 0.4, kept("hierarchical", k, s.dim, s.segments))
     ax.text(6.27, 2.05, f"$\\bar{{\\mathbf{{z}}}}_k$, here k = {k}", ha="center", fontsize=7.5)
@@ -233,7 +237,7 @@ def _right(ax: Axes, s: Shapes) -> None:
         side = columns[name] + (1.5 if name == "up" else 0.0)
         _arrow(ax, (columns["down"] + 0.75, tops[-1]), (side, y + 0.3))
     ax.text(14.85, y - 0.12, "each block: a group norm scaled and\nshifted by the step, then by "
-            r"$\bar{\mathbf{z}}_k$", ha="center", va="top", fontsize=7)  # fmt: skip
+            r"$\bar{\mathbf{z}}_k$", ha="center", va="top", fontsize=7.5)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- Figure 4.8
@@ -254,21 +258,21 @@ def strategies(dataset: str, dim: int, count: int) -> Figure:
     steps = [1, 2, 3, shown]
     fig, ax = _canvas(12.0, 4.4)
     title = f"Two strategies, d = {dim} in n = {count} segments ({dataset}); the first {shown} are drawn"
-    ax.text(6.0, 4.12, title, ha="center", fontsize=11)
+    ax.text(6.0, 4.12, title, ha="center", fontsize=13)
     for panel, (strategy, name) in enumerate(_STRATEGIES.items()):
         left = 0.2 + 6.0 * panel
-        ax.text(left + 2.8, 3.7, name, ha="center", fontsize=10)
+        ax.text(left + 2.8, 3.7, name, ha="center", fontsize=12)
         for row, k in enumerate(steps):
             y = 2.85 - 0.85 * row
-            _box(ax, left, y, 0.9, 0.5, f"$\\mathbf{{x}}_{{t+{k}}}$", DATA, 9)
+            _box(ax, left, y, 0.9, 0.5, f"$\\mathbf{{x}}_{{t+{k}}}$", DATA, 11)
             _arrow(ax, (left + 0.9, y + 0.25), (left + 1.2, y + 0.25))
             _strip(ax, left + 1.2, y + 0.05, 2.3, 0.4, kept(strategy, k, dim, count)[:shown])
             _arrow(ax, (left + 3.5, y + 0.25), (left + 3.8, y + 0.25))
-            _box(ax, left + 3.8, y, 0.7, 0.5, r"$w_t\,g_\phi$", TRAINED, 8)
+            _box(ax, left + 3.8, y, 0.7, 0.5, r"$w_t\,g_\phi$", TRAINED, 10)
             _arrow(ax, (left + 4.5, y + 0.25), (left + 4.8, y + 0.25))
-            _box(ax, left + 4.8, y, 0.7, 0.5, r"$\hat{\mathbf{x}}_0$", DATA, 9)
+            _box(ax, left + 4.8, y, 0.7, 0.5, r"$\hat{\mathbf{x}}_0$", DATA, 11)
             if row:
                 _arrow(ax, (left + 0.45, y + 0.85), (left + 0.45, y + 0.5))
                 more = "" if k == steps[row - 1] + 1 else " …"
-                ax.text(left + 0.55, y + 0.67, f"+ noise{more}", fontsize=7, va="center")
+                ax.text(left + 0.55, y + 0.67, f"+ noise{more}", fontsize=9, va="center")
     return fig

@@ -6,6 +6,8 @@ Nothing is sampled here: `diffsiam.generation.figures` says what the arrays hold
 from __future__ import annotations
 
 import itertools
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
@@ -22,10 +23,11 @@ from diffsiam.report import frozen_grid
 from diffsiam.report.save import save
 from diffsiam.training import methods
 
-_TILE = 0.62  # inches
+WIDTH = 9.0  # inches of a grid; shown 900 pixels wide, as a README is, text of 7.5 points has letters of 9 pixels
+_SMALLEST, _LARGEST = 0.4, 0.8  # inches, an image of a grid
+_SPACE = 0.1  # inches between two mosaics
+_TEXT, _LETTER, _LINE = 7.5, 0.064, 0.13  # points of a label; inches, a letter and a line of it
 _DENOISE = ("images", "noisy", "originals", "timesteps")
-_COUNTERFACTUAL = ("images", "reverse", "sources", "targets", "ranges", "scales", "indices")
-_MANIPULATION = ("images", "originals", "attributes", "dims", "masked", "scales", "indices")
 _GAP = 2 / 32  # white line between two images, as a share of an image
 
 
@@ -85,60 +87,93 @@ def mosaic(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grid:
-    """Mosaics in rows and columns, with room for text around them.
+    """Mosaics in rows and columns, with room for text around them; columns that are too many for its width stand below
+    the others, so that images and letters are never too small.
 
     Attributes:
+        note: below the title, what is to be known to read it.
         blocks: [row][column], each (rows, columns, H, W, 3); all of one shape.
         left: label of each row; lines are separated by newlines.
         above: label of each column of blocks, where there are any.
-        ticks: labels above the images within a block, where there are any.
+        ticks: labels above the images within a block, of as many lines as they like.
     """
 
     title: str
+    note: str
     blocks: Sequence[Sequence[np.ndarray]]
     left: Sequence[str]
     above: Sequence[str] = ()
     ticks: Sequence[str] = ()
 
     def draw(self) -> Figure:
-        """The figure; all lengths are inches."""
-        rows, columns = len(self.blocks), len(self.blocks[0])
-        inner_rows, inner_columns = self.blocks[0][0].shape[:2]
-        width, height = inner_columns * _TILE, inner_rows * _TILE
-        lines = [line for text in self.left for line in text.split("\n")]
-        longest = max(5 if "$" in line else len(line) for line in lines)  # a formula is shorter than its source
-        label, header, space = 0.15 + 0.075 * longest, 0.75, 0.14
-        used = label + columns * (width + space)
-        total = max(used, 0.085 * len(self.title)), header + rows * (height + space)
-        margin = (total[0] - used) / 2
-        fig = Figure(figsize=total)
-        fig.text(0.5, 1 - 0.2 / total[1], self.title, ha="center", va="center", fontsize=10)
-        for r, row in enumerate(self.blocks):
-            bottom = total[1] - header - (r + 1) * height - r * space
-            fig.text(
-                (margin + 0.06) / total[0], (bottom + height / 2) / total[1], self.left[r], va="center", fontsize=8
-            )
-            for c, block in enumerate(row):
-                left = margin + label + c * (width + space)
-                ax = fig.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
-                ax.imshow(mosaic(block), interpolation="nearest", aspect="auto")
-                ax.axis("off")
-                if r == 0:
-                    self._head(ax, c, inner_columns)
-        return fig
+        """The figure; all lengths are inches, heights from the top."""
+        columns, (rows, images) = len(self.blocks[0]), self.blocks[0][0].shape[:2]
+        label = 0.12 + _LETTER * max(map(_letters, self.left))
+        fitting = [n for n in range(1, columns + 1) if self._tile(n, label) >= self._least()]
+        side = max(fitting, default=1)
+        tile = min(max(self._tile(side, label), _SMALLEST), _LARGEST)
+        width, height = images * tile, rows * tile
+        step = max(height + _SPACE, _LINE * (1 + max(text.count("\n") + 1 for text in self.left)))
+        head = _LINE * (1 + bool(self.above) + max(text.count("\n") + 1 for text in self.ticks))
+        title, note = textwrap.wrap(self.title, 100), textwrap.wrap(self.note, 145)
+        top = 0.15 + 0.18 * len(title) + _LINE * len(note)
+        bands = [range(first, min(first + side, columns)) for first in range(0, columns, side)]
+        used = label + side * (width + _SPACE)
+        page = _Page(max(WIDTH, used), top + len(bands) * (head + len(self.blocks) * step) + 0.05)
+        page.write(page.width / 2, 0.08, "\n".join(title), ha="center", va="top", fontsize=10)
+        page.write(page.width / 2, 0.12 + 0.18 * len(title), "\n".join(note), ha="center", va="top")
+        margin = (page.width - used) / 2
+        for i, band in enumerate(bands):
+            y = top + i * (head + len(self.blocks) * step) + head
+            for r, row in enumerate(self.blocks):
+                middle = y + r * step + step / 2
+                page.write(margin + 0.06, middle, self.left[r], va="center")
+                for place, c in enumerate(band):
+                    left = margin + label + place * (width + _SPACE)
+                    page.show(left, middle - height / 2, width, height, row[c])
+                    if r == 0:
+                        self._head(page, left, middle - height / 2, tile, c)
+        return page.figure
 
-    def _head(self, ax: Axes, column: int, inner_columns: int) -> None:
+    def _tile(self, side: int, label: float) -> float:
+        """Side of an image where ``side`` blocks stand beside each other."""
+        return ((WIDTH - label) / side - _SPACE) / self.blocks[0][0].shape[1]
+
+    def _least(self) -> float:
+        """Side of an image that the labels above leave room for, and the eye."""
+        return max(_SMALLEST, _LETTER * max(map(_letters, self.above), default=0) / self.blocks[0][0].shape[1])
+
+    def _head(self, page: _Page, left: float, y: float, tile: float, column: int) -> None:
         for i, text in enumerate(self.ticks):
-            ax.annotate(
-                text, ((i + 0.5) / inner_columns, 1), (0, 3), "axes fraction", "offset points", ha="center", fontsize=7
-            )
+            page.write(left + (i + 0.5) * tile, y - 0.03, text, ha="center", va="bottom")
         if self.above:
-            ax.annotate(
-                self.above[column], (0.5, 1), (0, 14), "axes fraction", "offset points", ha="center", fontsize=8
-            )
+            lines = max(text.count("\n") + 1 for text in self.ticks)
+            page.write(left + len(self.ticks) * tile / 2, y - 0.06 - _LINE * lines, self.above[column], ha="center")
 
 
-def _size(images: np.ndarray) -> str:
+class _Page:
+    """A figure that is filled by inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height, self.figure = width, height, Figure(figsize=(width, height))
+
+    def write(self, x: float, y: float, text: str, **how: Any) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, text, **{"fontsize": _TEXT, **how})
+
+    def show(self, left: float, top: float, width: float, height: float, block: np.ndarray) -> None:
+        place = left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
+        ax = self.figure.add_axes(place)
+        ax.imshow(mosaic(block), interpolation="nearest", aspect="auto")
+        ax.axis("off")
+
+
+def _letters(text: str) -> int:
+    """Of the longest line; a formula is shorter than its source."""
+    return max(len(re.sub(r"\\[a-z]+|[${}_]", "", line)) for line in text.split("\n"))
+
+
+def size(images: np.ndarray) -> str:
+    """Height and width of images (..., H, W, 3)."""
     return f"{images.shape[-3]}x{images.shape[-2]}"
 
 
@@ -149,94 +184,26 @@ def method_title(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ the figures
 def denoise(inputs: Inputs) -> Figure:
-    """Figure 1.1: noisy images above, what the frozen diffusion model makes of them below."""
+    """Figure 1.1: noisy images above, what the frozen diffusion model makes of them below, and what that lacks."""
+    from diffsiam.report import edits
+
     (arrays,) = inputs.arrays(_DENOISE).values()
-    rows = [np.stack([arrays["noisy"][i], arrays["images"][i]]) for i in sources(arrays)]
-    firsts = [np.stack([arrays["originals"][i : i + 1]] * 2) for i in sources(arrays)]
-    blocks = [[np.concatenate([first, row], axis=1)] for first, row in zip(firsts, rows, strict=True)]
-    title = f"Attributes lost as noise grows: {inputs.dataset}, {_size(arrays['images'])}, frozen diffusion model"
-    left = ["$\\mathbf{x}_t$\n\n\n\n$\\hat{\\mathbf{x}}_0$"] * len(blocks)
-    return Grid(title, blocks, left, ticks=["original", *(f"t = {t}" for t in arrays["timesteps"])]).draw()
-
-
-def counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> Figure:
-    """Figures 4.1 to 4.4: per pair, source at the upper left going right, target at the lower right going left.
-
-    Args:
-        full: the row of all segments (Figures 4.3, 4.4), else the other ranges.
-        names: what the thesis calls the ranges; these are then the inputs' ``ranges`` in this order.
-    """
-    arrays = inputs.arrays(_COUNTERFACTUAL)
-    first = next(iter(arrays.values()))
-    *parts, everything = map(tuple, first["ranges"].tolist())
-    wanted = [everything] if full else list(inputs.ranges) if names else parts
-    if missing := set(wanted) - {*parts, everything}:
-        raise UserError(
-            f"figures.early_middle_late: no pictures of the ranges {sorted(missing)} on {inputs.dataset}. Made are "
-            f"those of generation.ranges: {parts}. Choose three of them, or add to them."
-        )
-    blocks, left = [], []
-    for position, (start, stop) in enumerate(wanted):
-        i = [*parts, everything].index((start, stop))
-        for name, a in arrays.items():
-            blocks.append([_both_ways(a, pair, i) for pair in range(len(a["sources"]))])
-            words = [names[position]] if names else []
-            words += [] if full else [f"{start}-{stop}"]
-            left.append("\n".join(words + ([method_title(name)] if len(arrays) > 1 else [])))
-    what = "all of z" if full else "ranges of segments"
-    title = f"Counterfactuals on {what}: {inputs.dataset}, {_size(first['images'])}"
-    if len(arrays) == 1:
-        title += f", {method_title(next(iter(arrays)))}"
-    above = [f"pair {i + 1}: test images {a} and {b}" for i, (a, b) in enumerate(first["indices"])]
-    scales = first["scales"]
-    return Grid(title, blocks, left, above, ["source", *(f"{s:g}" for s in scales)]).draw()
-
-
-def _both_ways(arrays: Mapping[str, np.ndarray], pair: int, i: int) -> np.ndarray:
-    """(2, 1 + scales, H, W, 3): the way there, and below it the way back from right to left."""
-    there = [arrays["sources"][pair], *arrays["images"][pair, i]]
-    back = [arrays["targets"][pair], *arrays["reverse"][pair, i]]
-    return np.stack([np.stack(there), np.stack(back[::-1])])
-
-
-def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> Figure:
-    """Figures 4.5 to 4.7: each sample pushed along an attribute; scale 0 is the reconstruction.
-
-    Args:
-        full: the classifiers on all of z (Figure 4.7), else the masked ones.
-        side_by_side: methods in columns (Figure 4.6), else in rows.
-    """
-    arrays = inputs.arrays(_MANIPULATION)
-    first = next(iter(arrays.values()))
-    rows = manipulated(first, full=full)
-    samples = sources(first)
-    blocks, left = [], []
-    for i, attribute, dims in rows:
-        label = f"{attribute}\n{'all' if full else dims} dim."
-        if side_by_side:
-            blocks.append([a["images"][i, s : s + 1] for a in arrays.values() for s in samples])
-            left.append(label)
-        else:
-            for name, a in arrays.items():
-                blocks.append([a["images"][i, s : s + 1] for s in samples])
-                left.append(f"{label}\n{method_title(name)}")
-    kind = "all of z" if full else "few dimensions of z"
-    title = f"Manipulation along {kind}: {inputs.dataset}, {_size(first['images'])}"
-    above = [f"test image {first['indices'][s]}" for s in samples]
-    if side_by_side:
-        above = [f"{method_title(name)}, {image}" for name in arrays for image in above]
-    return Grid(title, blocks, left, above, [f"{s:+g}" if s else "0" for s in first["scales"]]).draw()
-
-
-def sources(arrays: Mapping[str, np.ndarray]) -> range:
-    """The samples that figures of single images show: the first image of every pair."""
-    return range(0, len(arrays["originals"]), 2)
-
-
-def manipulated(arrays: Mapping[str, np.ndarray], *, full: bool) -> list[tuple[int, str, int]]:
-    """Rows of the arrays with their attribute and dimensions: the classifiers on all of z, or the masked ones."""
-    rows = zip(arrays["attributes"], arrays["dims"], arrays["masked"], strict=True)
-    return [(i, str(a), int(d)) for i, (a, d, masked) in enumerate(rows) if masked != full]
+    error = edits.difference(arrays["images"], arrays["originals"][:, None])
+    times = edits.gain(error)
+    blocks: list[list[np.ndarray]] = []
+    left: list[str] = []
+    for i in edits.sources(arrays):
+        original, none = arrays["originals"][i], np.full_like(arrays["originals"][i], 255)
+        rows = {
+            "$\\mathbf{x}_t$": [original, *arrays["noisy"][i]],
+            "$\\hat{\\mathbf{x}}_0$": [original, *arrays["images"][i]],
+            "lost": [none, *edits.amplified(error[i], times)],
+        }
+        blocks += [[np.stack(row)[None]] for row in rows.values()]
+        left += rows
+    title = f"Attributes lost as noise grows: {inputs.dataset}, {size(arrays['images'])}, frozen diffusion model"
+    note = f"Lost: difference of $\\hat{{\\mathbf{{x}}}}_0$ from the original in each colour, x{times}."
+    return Grid(title, note, blocks, left, ticks=["original", *(f"t = {t}" for t in arrays["timesteps"])]).draw()
 
 
 def training_history(path: Path) -> pd.DataFrame:
@@ -262,6 +229,18 @@ def loss(inputs: Inputs) -> Figure:
     ax.set_yscale("log")
     ax.legend()
     return fig
+
+
+def _counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> Figure:
+    from diffsiam.report import edits
+
+    return edits.counterfactual(inputs, full=full, names=names)
+
+
+def _manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> Figure:
+    from diffsiam.report import edits
+
+    return edits.manipulation(inputs, full=full, side_by_side=side_by_side)
 
 
 def _architecture(inputs: Inputs) -> Figure:
@@ -294,13 +273,13 @@ def _swaps(inputs: Inputs) -> Figure:
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "1_1": denoise,
     "3_1": _architecture,
-    "4_1": lambda inputs: counterfactual(inputs, full=False),
-    "4_2": lambda inputs: counterfactual(inputs, full=False, names=("Early", "Middle", "Late")),
-    "4_3": lambda inputs: counterfactual(inputs, full=True),
-    "4_4": lambda inputs: counterfactual(inputs, full=True),
-    "4_5": lambda inputs: manipulation(inputs, full=False),
-    "4_6": lambda inputs: manipulation(inputs, full=False, side_by_side=True),
-    "4_7": lambda inputs: manipulation(inputs, full=True),
+    "4_1": lambda inputs: _counterfactual(inputs, full=False),
+    "4_2": lambda inputs: _counterfactual(inputs, full=False, names=("Early", "Middle", "Late")),
+    "4_3": lambda inputs: _counterfactual(inputs, full=True),
+    "4_4": lambda inputs: _counterfactual(inputs, full=True),
+    "4_5": lambda inputs: _manipulation(inputs, full=False),
+    "4_6": lambda inputs: _manipulation(inputs, full=False, side_by_side=True),
+    "4_7": lambda inputs: _manipulation(inputs, full=True),
     "4_8": _strategies,
     "4_9": loss,
 }

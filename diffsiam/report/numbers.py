@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from diffsiam import runtime
+from diffsiam.training import methods
 
 _KEYS = ["dataset", "measure", "subject", "attribute", "metric"]
 
@@ -25,14 +27,36 @@ def run(results: Sequence[Path], out: Path) -> None:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """One row per measure, one column per method, "" where a method lacks it."""
+    """One row per measure, one column per method, "" where a method lacks it; below, what the segments claim.
+
+    A number of one seed has its interval beside it, where it has one; files of a version before have none.
+    """
     keys = [key for key in _KEYS if frame[key].notna().any()]
     filled = frame.assign(**{key: frame[key].fillna("") for key in keys})
-    methods = list(dict.fromkeys(filled["method"]))
-    table = filled.pivot_table(index=keys, columns="method", values="value", aggfunc="mean", sort=False)[methods]
-    lines = ["| " + " | ".join([*keys, *methods]) + " |", "|---" * len(keys) + "|---:" * len(methods) + "|"]
-    for index, row in table.iterrows():
-        names = index if isinstance(index, tuple) else (index,)
-        cells = ["" if pd.isna(value) else f"{value:.4g}" for value in row]
-        lines.append("| " + " | ".join([*map(str, names), *cells]) + " |")
-    return "\n".join([*lines, ""])
+    if "ci95" not in filled:
+        filled["ci95"] = float("nan")
+    names = list(dict.fromkeys(filled["method"]))
+    lines = ["| " + " | ".join([*keys, *names]) + " |", "|---" * len(keys) + "|---:" * len(names) + "|"]
+    for index, group in filled.groupby(keys, sort=False):
+        cells = [_cell(group[group["method"] == name]) for name in names]
+        lines.append("| " + " | ".join([*map(str, index), *cells]) + " |")
+    return "\n".join([*lines, *_claim(filled), ""])
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    half = float(rows["ci95"].iloc[0]) if len(rows) == 1 else math.nan
+    return f"{rows['value'].mean():.4g}" + ("" if math.isnan(half) else f" ± {half:.2g}")
+
+
+def _claim(frame: pd.DataFrame) -> list[str]:
+    """Whether early segments are fine and late ones coarse, by each ``coarseness_trend``."""
+    lines = []
+    for row in frame[frame["metric"] == "coarseness_trend"].to_dict("records"):
+        value, half = row["value"], row["ci95"]
+        verdict = "undecided" if not abs(value) > half else "holds" if value > 0 else "the opposite"
+        whose = f"{methods.lookup(row['method']).title}, seed {row['seed']}, {row['dataset']}, {row['measure']}"
+        lines.append(f"- {whose}: {value:+.2f} ± {half:.2f}, {verdict}")
+    head = 'The claim "early segments fine, late ones coarse", by the trend of coarseness from early to late ranges:'
+    return ["", head, "", *lines] if lines else []

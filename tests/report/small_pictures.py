@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-RANGES = [[0, 2], [2, 4], [4, 6], [0, 8]]  # the last is all of z
+RANGES = [[0, 0], [0, 2], [2, 4], [4, 6], [0, 8]]  # the empty one first, the last is all of z
 SIZE = 8
 
 
@@ -24,17 +24,29 @@ def denoise(folder: Path, seed: int = 0) -> Path:
 
 
 def counterfactual(folder: Path, method: str, seed: int = 0) -> Path:
-    path = folder / f"counterfactual_{method}.npz"
+    """Rows with x_T exchanged, and below them those with the image's own."""
+    path, n = folder / f"counterfactual_{method}.npz", len(RANGES)
     np.savez(
         path,
-        images=pictures(2, len(RANGES), 4, seed=seed),
-        reverse=pictures(2, len(RANGES), 4, seed=seed + 1),
+        images=pictures(2, 2 * n, 4, seed=seed),
+        reverse=pictures(2, 2 * n, 4, seed=seed + 1),
         sources=pictures(2, seed=100),
         targets=pictures(2, seed=101),
-        ranges=np.array(RANGES),
+        ranges=np.array(2 * RANGES),
+        exchanged=np.repeat([True, False], n),
         scales=np.array([0.25, 0.5, 0.75, 1.0]),
         indices=np.array([[5, 812], [33, 4]]),
     )
+    return path
+
+
+def counterfactual_of_before(folder: Path, method: str) -> Path:
+    """As a version without `generation.exchange_noise` left it: x_T exchanged, and no row of the empty range."""
+    arrays = dict(np.load(counterfactual(folder, method)))
+    kept = {name: arrays.pop(name)[:, 1 : len(RANGES)] for name in ("images", "reverse")}
+    del arrays["exchanged"]
+    path = folder / f"before_{method}.npz"
+    np.savez(path, **arrays | kept | {"ranges": np.array(RANGES[1:])})
     return path
 
 

@@ -27,15 +27,26 @@ def test_figure_1_1_tells_whether_the_error_grows(tmp_path: Path) -> None:
 def test_figures_4_1_and_4_3_give_the_distance_to_the_other_image_both_ways(tmp_path: Path) -> None:
     path = small.counterfactual(tmp_path, "diffsiam_hier")
     arrays = dict(np.load(path)) | {"sources": flat(2, value=50), "targets": flat(2, value=90)}
-    arrays["images"], arrays["reverse"] = flat(2, 4, 4, value=90), flat(2, 4, 4, value=50)
-    arrays["images"][:, 1, -1], arrays["reverse"][:, 1, -1] = 80, 70  # range 2-4: 10 away there, 20 back
+    arrays["images"], arrays["reverse"] = flat(2, 10, 4, value=90), flat(2, 10, 4, value=50)
+    arrays["images"][:, 2, -1], arrays["reverse"][:, 2, -1] = 80, 70  # range 2-4: 10 away there, 20 back
+    arrays["images"][:, 0, -1] = 70  # x_T alone: 20 away there
+    arrays["images"][:, 5:, -1] = 60  # own x_T: 30 away there
     arrays["scales"] = np.array([0.2, 0.4, 0.6, 0.8])
     np.savez(path, **arrays)
     inputs = Inputs("sprites", {"diffsiam_hier": path})
     for number in ("4_1", "4_3"):
         assert "the picture at scale 0.8 and" in captions.SHOWS[number](inputs)
-    assert "DiffSiam hier.: 0-2: 0.0, 2-4: 15.0, 4-6: 0.0, 0-8: 0.0." in captions.SHOWS["4_1"](inputs)
-    assert captions.SHOWS["4_3"](inputs).endswith("both ways: DiffSiam hier. 0.0.")
+    text = captions.SHOWS["4_1"](inputs)
+    assert "DiffSiam hier., x_T exchanged: no segment: 10.0, 0-2: 0.0, 2-4: 15.0, 4-6: 0.0, 0-8: 0.0." in text
+    assert "DiffSiam hier., own x_T: no segment: 15.0, 0-2: 15.0, 2-4: 15.0, 4-6: 15.0, 0-8: 15.0." in text
+    expected = "DiffSiam hier., x_T exchanged: 0.0 (10.0 by x_T alone), DiffSiam hier., own x_T: 15.0."
+    assert captions.SHOWS["4_3"](inputs).endswith(expected)
+
+
+def test_captions_of_arrays_of_a_version_before_say_that_x_T_was_exchanged(tmp_path: Path) -> None:
+    inputs = Inputs("sprites", {"pdae": small.counterfactual_of_before(tmp_path, "pdae")})
+    assert "PDAE, x_T exchanged: 0-2: " in captions.SHOWS["4_1"](inputs)
+    assert "x_T alone" not in captions.SHOWS["4_3"](inputs)
 
 
 def test_figure_4_5_measures_from_the_scale_nearest_to_0_and_names_it(tmp_path: Path) -> None:

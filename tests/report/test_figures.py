@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, figures.Inputs
     return {number: figures.Inputs("sprites", paths, EARLY_MIDDLE_LATE) for number, paths in files.items()}
 
 
+@pytest.fixture(scope="module")
+def drawn(inputs: dict[str, figures.Inputs]) -> Callable[[str], Figure]:
+    """Each figure, drawn once."""
+    return functools.cache(lambda number: figures.FIGURES[number](inputs[number]))
+
+
+@functools.cache
 def texts(fig: Figure) -> list[Text]:
     """Every text that is drawn, laid out."""
     FigureCanvasAgg(fig).draw()
@@ -55,14 +63,17 @@ def texts(fig: Figure) -> list[Text]:
 
 
 @pytest.mark.parametrize("number", figures.FIGURES)
-def test_no_text_overlaps_another_or_leaves_the_figure(number: str, inputs: dict[str, figures.Inputs]) -> None:
-    fig = figures.FIGURES[number](inputs[number])
+def test_no_text_overlaps_another_or_leaves_the_figure(number: str, drawn: Callable[[str], Figure]) -> None:
+    check_layout(drawn(number))
+
+
+def check_layout(fig: Figure) -> None:
     shown = [(t.get_text(), t.get_window_extent()) for t in texts(fig)]
     assert len(shown) > 2
     for (a, box), (b, other) in itertools.combinations(shown, 2):
         inner = other.padded(-1)
         assert not box.overlaps(inner), f"{a!r} overlaps {b!r}"
-    for (text, box), ax in itertools.product(shown, fig.axes if len(fig.axes) > 1 else []):
+    for (text, box), ax in itertools.product(shown, [ax for ax in fig.axes if ax.images]):
         assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
     for text, box in shown:
         assert box.x0 >= 0, text
@@ -72,8 +83,8 @@ def test_no_text_overlaps_another_or_leaves_the_figure(number: str, inputs: dict
 
 
 @pytest.mark.parametrize("number", figures.FIGURES)
-def test_the_title_names_the_data_set_really_used(number: str, inputs: dict[str, figures.Inputs]) -> None:
-    assert any("sprites" in t.get_text() for t in texts(figures.FIGURES[number](inputs[number])))
+def test_the_title_names_the_data_set_really_used(number: str, drawn: Callable[[str], Figure]) -> None:
+    assert any("sprites" in t.get_text() for t in texts(drawn(number)))
 
 
 def test_there_is_a_figure_a_caption_and_a_parameter_for_each_number() -> None:
@@ -88,27 +99,110 @@ def panels(fig: Figure) -> list[np.ndarray]:
     return [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
 
 
-def test_a_counterfactual_shows_the_originals_at_two_corners(inputs: dict[str, figures.Inputs]) -> None:
-    fig = figures.FIGURES["4_2"](inputs["4_2"])
-    arrays = inputs["4_2"].arrays()
-    block, n = panels(fig)[3], small.SIZE  # row 2 of ranges x methods, pair 2: DiffSiam's first range
-    a = arrays["diffsiam_hier"]
-    assert len(panels(fig)) == 3 * 2 * 2
-    assert np.array_equal(block[:n, :n], a["sources"][1])
-    assert np.array_equal(block[-n:, -n:], a["targets"][1])
-    assert np.array_equal(block[:n, -n:], a["images"][1, 0, -1])
-    assert np.array_equal(block[-n:, :n], a["reverse"][1, 0, -1])
+README = 900  # pixels that a README gives a picture in width
+LETTERS, PICTURES = 9, 38  # pixels that an eye needs of a letter's height, and of the side of an image
 
 
-def test_all_of_z_and_ranges_of_it_are_different_figures(inputs: dict[str, figures.Inputs]) -> None:
-    labels = {n: [t.get_text() for t in texts(figures.FIGURES[n](inputs[n]))] for n in ("4_1", "4_2", "4_3")}
-    assert [label for label in labels["4_1"] if "-" in label] == ["0-2", "2-4", "4-6"]
-    assert {"Early\n0-2\nPDAE", "Late\n4-6\nDiffSiam hier."} <= set(labels["4_2"])
-    assert {"PDAE", "DiffSiam hier."} <= set(labels["4_3"])
-    a = inputs["4_3"].arrays()["pdae"]
-    assert np.array_equal(
-        panels(figures.FIGURES["4_3"](inputs["4_3"]))[0][: small.SIZE, -small.SIZE :], a["images"][0, 3, 3]
+@pytest.mark.parametrize("number", figures.FIGURES)
+def test_letters_and_images_are_large_enough_at_the_width_of_a_readme(
+    number: str, drawn: Callable[[str], Figure]
+) -> None:
+    fig = drawn(number)
+    inch = README / fig.get_figwidth()
+    assert min(t.get_fontsize() for t in texts(fig)) / 72 * inch >= LETTERS
+    for ax in (ax for ax in fig.axes if ax.images):
+        assert ax.images[0].get_interpolation() == "nearest"
+        shown = ax.get_position().width * README / ax.images[0].get_array().shape[1] * small.SIZE
+        assert shown >= PICTURES, number
+
+
+@pytest.mark.parametrize("number", ["4_1", "4_2", "4_3", "4_4"])
+def test_both_ways_of_a_pair_run_from_left_to_right(
+    number: str, inputs: dict[str, figures.Inputs], drawn: Callable[[str], Figure]
+) -> None:
+    """Row 1 of the figure's first method (x_T alone), pair 2."""
+    name, a = next(iter(inputs[number].arrays().items()))
+    block, n = panels(drawn(number))[1], small.SIZE
+    assert name == ("diffsiam_hier" if number == "4_1" else "pdae")
+    step = n + 1  # a white line of a pixel between two images
+    for top, original, way in ((0, "sources", "images"), (step, "targets", "reverse")):
+        row = [block[top : top + n, c * step : c * step + n] for c in range(6)]
+        assert np.array_equal(row[0], a[original][1])
+        assert [np.array_equal(row[1 + s], a[way][1, 0, s]) for s in range(4)] == [True] * 4
+
+
+def test_figure_4_1_has_x_T_alone_then_each_range_with_the_others_x_T_and_with_its_own(
+    inputs: dict[str, figures.Inputs],
+    drawn: Callable[[str], Figure],
+) -> None:
+    fig, a = drawn("4_1"), inputs["4_1"].arrays()["diffsiam_hier"]
+    labels = [t.get_text().split("\n") for t in texts(fig) if "\nchange" in t.get_text()]
+    x_T, n = "$\\mathbf{x}_T$", small.SIZE
+    ranges = [f"segments {span}" for span in ("0-2", "2-4", "4-6")]
+    kinds = [[words, kind] for kind in (f"and {x_T}", f"own {x_T}") for words in ranges]
+    assert [label[:-1] for label in labels] == [[f"{x_T} alone"], *kinds]
+    ends = [p[:n, 4 * n + 4 : 5 * n + 4] for p in panels(fig)[::2]]  # pair 1, scale 1
+    expected = [a["images"][0, row, -1] for row in (0, 1, 2, 3, 6, 7, 8)]
+    assert [np.array_equal(p, e) for p, e in zip(ends, expected, strict=True)] == [True] * 7
+
+
+def test_the_change_of_a_row_is_what_its_segments_alone_change(tmp_path: Path) -> None:
+    """From x_T alone, or from the reconstruction, worked out by hand: ranges change 2, 3 and 4 of 255 everywhere."""
+    arrays = dict(np.load(small.counterfactual(tmp_path, "diffsiam_hier")))
+    levels = np.array([100, 102, 103, 104, 120, 60, 62, 63, 64, 80], np.uint8)  # x_T alone moves by 40
+    for way in ("images", "reverse"):
+        arrays[way] = np.broadcast_to(levels[:, None, None, None, None], arrays[way].shape)
+    np.savez(tmp_path / "a.npz", **arrays)
+    fig = figures.FIGURES["4_1"](figures.Inputs("sprites", {"diffsiam_hier": tmp_path / "a.npz"}))
+    shown = [t.get_text() for t in texts(fig)]
+    found = [float(text.rpartition("change ")[2]) for text in shown if "\nchange" in text]
+    assert found == [40, 2, 3, 4, 2, 3, 4]
+    assert "change\nx32" in shown  # the largest power of 2 by which 4 stays below white
+    tiles = [int(p[0, -1, 0]) for p in panels(fig)[::2]]
+    assert tiles == [255, 64, 96, 128, 64, 96, 128]
+
+
+def test_arrays_of_a_version_before_are_drawn_without_changes(tmp_path: Path) -> None:
+    inputs = figures.Inputs("sprites", {"diffsiam_hier": small.counterfactual_of_before(tmp_path, "diffsiam_hier")})
+    fig, a = figures.FIGURES["4_1"](inputs), inputs.arrays()["diffsiam_hier"]
+    assert not any("hange" in t.get_text() for t in texts(fig))
+    assert [np.array_equal(p[: small.SIZE, -small.SIZE :], a["images"][0, row, -1]) for row, p in
+            enumerate(panels(fig)[::2])] == [True] * 3  # fmt: skip
+
+
+def test_methods_whose_rows_differ_are_named(tmp_path: Path) -> None:
+    files = {"pdae": small.counterfactual(tmp_path, "pdae")}
+    files["diffsiam_hier"] = small.counterfactual_of_before(tmp_path, "diffsiam_hier")
+    with pytest.raises(UserError, match=r"before_diffsiam_hier.npz: .*counterfactual_pdae.npz.*exchange_noise"):
+        figures.FIGURES["4_3"](figures.Inputs("sprites", files))
+
+
+def test_columns_that_are_too_many_stand_below_the_others() -> None:
+    """Of 5 blocks of 6 images a row of 9 inches takes 3 beside the label; text that is too long is broken."""
+    blocks = [[np.full((1, 6, 8, 8, 3), c, np.uint8) for c in range(5)]]
+    words = 30 * "title ", 60 * "note "
+    fig = figures.Grid(*words, blocks, ["a\nb\nc\nd"], [f"above {c}" for c in range(5)], ["change\nx16"] * 6).draw()
+    check_layout(fig)
+    assert fig.get_figwidth() == figures.WIDTH
+    places = [ax.get_position() for ax in fig.axes]
+    assert [p[0, 0, 0] for p in panels(fig)] == [0, 1, 2, 3, 4]
+    assert [round(p.x0, 6) for p in places[3:]] == [round(p.x0, 6) for p in places[:2]]
+    assert [p.y0 < places[0].y0 for p in places] == [False] * 3 + [True] * 2
+
+
+def test_all_of_z_and_ranges_of_it_are_different_figures(
+    inputs: dict[str, figures.Inputs], drawn: Callable[[str], Figure]
+) -> None:
+    labels = {n: [t.get_text().rpartition("\n")[0] for t in texts(drawn(n))]
+              for n in ("4_2", "4_3")}  # fmt: skip
+    along, own = "and $\\mathbf{x}_T$", "own $\\mathbf{x}_T$"
+    assert {f"Early 0-2\n{along}\nPDAE", f"Late 4-6\n{own}\nDiffSiam hier."} <= set(labels["4_2"])
+    assert {f"all of z\n{kind}\n{name}" for kind in (along, own) for name in ("PDAE", "DiffSiam hier.")} <= set(
+        labels["4_3"]
     )
+    a, n = inputs["4_3"].arrays()["pdae"], small.SIZE
+    picture = panels(drawn("4_3"))[4]  # after two rows of x_T alone
+    assert np.array_equal(picture[:n, 4 * n + 4 : 5 * n + 4], a["images"][0, 4, 3])
 
 
 def test_a_range_that_was_not_made_is_named(inputs: dict[str, figures.Inputs]) -> None:
@@ -119,36 +213,45 @@ def test_a_range_that_was_not_made_is_named(inputs: dict[str, figures.Inputs]) -
 
 @pytest.mark.parametrize(("number", "rows"), [("4_5", [0, 2]), ("4_7", [1, 3])])
 def test_manipulation_shows_masked_or_full_classifiers(
-    number: str, rows: list[int], inputs: dict[str, figures.Inputs]
+    number: str, rows: list[int], inputs: dict[str, figures.Inputs], drawn: Callable[[str], Figure]
 ) -> None:
-    """Rows: attribute by attribute, PDAE above DiffSiam; columns: samples."""
+    """Rows: attribute by attribute, PDAE above DiffSiam; columns: samples; the last image is what changed."""
     a, n = inputs[number].arrays(), small.SIZE
     expected = [a[m]["images"][row, sample] for row in rows for m in METHODS for sample in (0, 2)]
-    drawn = panels(figures.FIGURES[number](inputs[number]))
-    assert [np.array_equal(p[:, :n], e[0]) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
-    assert [np.array_equal(p[:, -n:], e[-1]) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
+    for p, e in zip(panels(drawn(number)), expected, strict=True):
+        assert np.array_equal(p[:, :n], e[0])
+        assert np.array_equal(p[:, -2 * n - 1 : -n - 1], e[-1])
+        assert np.array_equal(p[:, -n:], np.abs(e[-1].astype(int) - e[0]))  # random images: by a factor of 1
 
 
-def test_methods_stand_side_by_side_in_figure_4_6(inputs: dict[str, figures.Inputs]) -> None:
+def test_methods_stand_side_by_side_in_figure_4_6(
+    inputs: dict[str, figures.Inputs], drawn: Callable[[str], Figure]
+) -> None:
     a, n = inputs["4_6"].arrays(), small.SIZE
-    expected = [a[m]["images"][row, sample, 0] for row in (0, 2) for m in METHODS for sample in (0, 2)]
-    drawn = panels(figures.FIGURES["4_6"](inputs["4_6"]))
-    assert [np.array_equal(p[:, :n], e) for p, e in zip(drawn, expected, strict=True)] == [True] * 8
+    expected = [a[m]["images"][row, sample, 0] for row in (0, 2) for sample in (0, 2) for m in METHODS]
+    fig = drawn("4_6")
+    assert [np.array_equal(p[:, :n], e) for p, e in zip(panels(fig), expected, strict=True)] == [True] * 8
+    change = [np.abs(a[m]["images"][0, 2, -1].astype(int) - a[m]["images"][0, 2, 0]).mean() for m in METHODS]
+    label = f"Wearing Hat, 128 dim.\ntest image 33\nchange {change[0]:.1f} | {change[1]:.1f}"
+    assert label in [t.get_text() for t in texts(fig)]
 
 
-def test_the_loss_curves_are_the_histories(inputs: dict[str, figures.Inputs]) -> None:
-    (ax,) = figures.FIGURES["4_9"](inputs["4_9"]).axes
+def test_the_loss_curves_are_the_histories(drawn: Callable[[str], Figure]) -> None:
+    (ax,) = drawn("4_9").axes
     raw = [line.get_ydata() for line in ax.lines[::2]]
     assert np.allclose(raw, [level / np.arange(1, 101) for level in (1.0, 2.0)])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["DiffSiam hier.", "DiffSiam hier. detached"]
 
 
-def test_noise_stands_above_what_is_made_of_it(inputs: dict[str, figures.Inputs]) -> None:
+def test_noise_stands_above_what_is_made_of_it(
+    inputs: dict[str, figures.Inputs], drawn: Callable[[str], Figure]
+) -> None:
     a, n = inputs["1_1"].arrays()["frozen"], small.SIZE
-    second = panels(figures.FIGURES["1_1"](inputs["1_1"]))[1]  # the first image of the second pair
-    assert np.array_equal(second[:n, :n], a["originals"][2])
-    assert np.array_equal(second[:n, -n:], a["noisy"][2, -1])
-    assert np.array_equal(second[-n:, -n:], a["images"][2, -1])
+    noisy, made, lost = panels(drawn("1_1"))[3:]  # the first image of the second pair
+    assert np.array_equal(noisy[:, :n], a["originals"][2])
+    assert np.array_equal(noisy[:, -n:], a["noisy"][2, -1])
+    assert np.array_equal(made[:, -n:], a["images"][2, -1])
+    assert np.array_equal(lost[:, -n:], np.abs(a["images"][2, -1].astype(int) - a["originals"][2]))
 
 
 def test_a_history_without_a_diffusion_term_is_refused(tmp_path: Path) -> None:

@@ -35,3 +35,24 @@ def test_a_method_with_several_seeds_stands_with_their_mean(tmp_path: Path) -> N
     numbers.run([path], tmp_path / "generation.csv")
     last = (tmp_path / "generation.md").read_text().splitlines()[-1]
     assert last == "| sprites | round_trip | conditioned | mse | 1.5 |"
+
+
+def test_a_number_has_its_interval_beside_it_and_the_segments_claim_its_verdict(tmp_path: Path) -> None:
+    """A file of a version before has no column of intervals."""
+    new, before = tmp_path / "numbers_pdae.csv", tmp_path / "numbers_diti.csv"
+    trends = (("segments", 0.5, 0.25), ("counterfactual", -0.5, 0.25))
+    lines = ["segments,0-2,,coarseness,0.75,0.125,16", "round_trip,conditioned,,mse,0.5,,16"]
+    lines += [f"{what},early to late,,coarseness_trend,{value},{half},16" for what, value, half in trends]
+    new.write_text(HEAD.replace("value", "value,ci95") + "".join(f"sprites,pdae,0,{line}\n" for line in lines))
+    before.write_text(HEAD + "sprites,diti,0,round_trip,conditioned,,mse,0.25,16\n")
+    numbers.run([new, before], tmp_path / "generation.csv")
+    table = (tmp_path / "generation.md").read_text()
+    assert "| sprites | segments | 0-2 | coarseness | 0.75 ± 0.12 |  |" in table
+    assert "| sprites | round_trip | conditioned | mse | 0.5 | 0.25 |" in table
+    assert "- PDAE, seed 0, sprites, segments: +0.50 ± 0.25, holds" in table
+    assert "- PDAE, seed 0, sprites, counterfactual: -0.50 ± 0.25, the opposite" in table
+    new.write_text(new.read_text().replace("0.5,0.25,16", "0.2,0.25,16"))
+    numbers.run([new], tmp_path / "generation.csv")
+    assert "sprites, segments: +0.20 ± 0.25, undecided" in (tmp_path / "generation.md").read_text()
+    numbers.run([before], tmp_path / "generation.csv")
+    assert "claim" not in (tmp_path / "generation.md").read_text()

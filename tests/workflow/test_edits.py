@@ -109,6 +109,7 @@ VALUES: dict[str, Any] = {
         {"dataset": "sprites", "ranges": [[0, 4], [4, 8], [12, 14], [0, 16]]},
         EXPERIMENT["generation"]["ranges"][1],
     ],
+    "generation.exchange_noise": False,
     "generation.scales": [0.5, 1.0],
     "generation.manipulation_scales": [-3.0, 0.0, 3.0],
     "generation.noise_levels": [100, 500],
