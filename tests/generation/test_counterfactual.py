@@ -46,6 +46,15 @@ def test_all_segments_at_scale_1_are_the_other_images_reconstruction(
     assert not torch.allclose(got, model.sample(source[1], source[0]), atol=1e-1)
 
 
+def test_without_an_exchange_of_noise_all_segments_are_sampled_from_the_sources_own(
+    model: Guided, source: Latents, target: Latents
+) -> None:
+    scales = torch.tensor([0.0, 0.5, 1.0])
+    got = counterfactual(model, source, target, [(0, 4)], scales, exchange_noise=False)[:, 0]
+    for j, s in enumerate(scales):
+        assert torch.allclose(got[:, j], model.sample(source[1], torch.lerp(source[0], target[0], s)), atol=1e-3)
+
+
 def test_each_image_is_algorithm_2_by_hand(model: Guided, source: Latents, target: Latents) -> None:
     scales = [0.25, 0.75]
     got = counterfactual(model, source, target, [(0, 2), (1, 3)], torch.tensor(scales))

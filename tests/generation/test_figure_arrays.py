@@ -20,7 +20,8 @@ from diffsiam.generation import model as guided
 from diffsiam.models.unet import DiffusionModel
 from tests.generation import tiny_guided
 
-SIDE, DIM = tiny_guided.SIDE, tiny_guided.DIM
+SIDE, DIM, NAMES = tiny_guided.SIDE, tiny_guided.DIM, tiny_guided.ATTRIBUTES
+Latents = tuple[torch.Tensor, torch.Tensor]
 RUNTIME = params.Runtime("cpu", "fp32", 1, False, False, False, 5.0, False)
 
 
@@ -75,15 +76,30 @@ def test_denoise_is_the_frozen_models_reconstruction(results: Path) -> None:
 def test_counterfactuals_show_the_pairs_of_the_params_both_ways(results: Path) -> None:
     pairs = {"seed": 0, "count": 1, "indices": [[3, 5], [7, 1]]}
     arrays = np.load(run(results, "counterfactual", "c.npz", pairs=pairs, scales=[0.0, 1.0]))
-    assert arrays["images"].shape == arrays["reverse"].shape == (2, 2, 2, SIDE, SIDE, 3)
+    assert arrays["images"].shape == arrays["reverse"].shape == (2, 6, 2, SIDE, SIDE, 3)
     assert arrays["images"].dtype == np.uint8
-    assert arrays["ranges"].tolist() == [[0, 2], [0, 4]]
+    assert arrays["ranges"].tolist() == 2 * [[0, 0], [0, 2], [0, 4]]
+    assert arrays["exchanged"].tolist() == [True] * 3 + [False] * 3
     assert (arrays["sources"] == stored(results)[[3, 7]]).all()
     assert (arrays["targets"] == stored(results)[[5, 1]]).all()
-    # All of z at scale 1 is the other image's reconstruction, which the way back has at scale 0.
-    far = arrays["images"][:, -1, 1].astype(int) - arrays["reverse"][:, -1, 0].astype(int)
-    assert np.abs(far).max() <= 1
-    assert np.abs(arrays["images"][:, 0, 0].astype(int) - arrays["images"][:, 1, 0].astype(int)).max() <= 1
+    there, back = arrays["images"].astype(int), arrays["reverse"].astype(int)
+    # All of z at scale 1 is the other image's reconstruction, which the way back has at scale 0; the first row of
+    # either kind leaves z alone: without x_T it is the reconstruction at every scale.
+    assert np.abs(there[:, 2, 1] - back[:, 2, 0]).max() <= 1
+    assert np.abs(there[:, 1, 0] - there[:, 2, 0]).max() <= 1
+    for scale in (0, 1):
+        assert np.abs(there[:, 3, scale] - there[:, 0, 0]).max() <= 1
+    assert np.abs(there[:, 0, 1] - there[:, 0, 0]).max() > 5
+    assert np.abs(there[:, 5, 1] - there[:, 2, 1]).max() > 5
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_rows_of_one_kind_are_the_same_bits_without_the_other(results: Path, kind: bool) -> None:
+    both = np.load(run(results, "counterfactual", "both.npz"))
+    one = np.load(run(results, "counterfactual", "one.npz", exchange_noise=kind))
+    assert one["exchanged"].tolist() == [kind] * 3
+    for way in ("images", "reverse"):
+        assert (one[way] == both[way][:, both["exchanged"] == kind]).all()
 
 
 def test_manipulations_stand_in_the_order_of_their_classifiers(results: Path) -> None:
@@ -103,7 +119,11 @@ def test_numbers_hold_every_measure_once(results: Path) -> None:
     table = pd.read_csv(run(results, "numbers", "numbers.csv", measured=8), keep_default_na=False)
     assert list(table.columns) == list(figures.COLUMNS)
     assert set(table["method"]) == {"diffsiam_hier"}
-    assert set(table[table["measure"] != "tad"]["images"]) == {8}
+    moved = table["metric"].isin(["moved_own", "moved_others"]) & (table["measure"] != "manipulation")
+    assert set(table[(table["measure"] != "tad") & ~moved]["images"]) == {8}
+    assert set(table[moved]["images"]) <= set(range(1, 8))  # pairs that differ in the attribute
+    told = moved | (table["metric"] == "coarseness") | table["metric"].str.startswith("moved")
+    assert (told == (table["ci95"] != "")).all()
     assert set(table[table["measure"] == "tad"]["images"]) == {12}  # all that there are
     trips = table[table["measure"] == "round_trip"]
     assert len(trips) == 6
@@ -112,9 +132,19 @@ def test_numbers_hold_every_measure_once(results: Path) -> None:
     assert set(zip(moves["subject"], moves["attribute"], strict=True)) == {
         (f"{d} {s}2", name) for d, name in ((3, "Red left"), (DIM, "Blue top")) for s in "+-"
     }
-    for what in ("counterfactual", "segments"):
-        assert set(table[table["measure"] == what]["subject"]) == {"0-2", "0-4"}
+    for what, more in (("counterfactual", {"x_T alone"}), ("segments", set())):
+        assert set(table[table["measure"] == what]["subject"]) == {"0-2", "0-4"} | more
     assert not table.duplicated(["measure", "subject", "attribute", "metric"]).any()
+
+
+def coarseness(change: np.ndarray) -> float:
+    """Of a change (3, SIDE, SIDE), by octaves of the frequencies of a real transform, each counted twice but for the
+    two columns that are their own mirror."""
+    power = (np.abs(np.fft.rfft2(change)) ** 2).sum(axis=0)
+    power[:, 1:-1] *= 2
+    v, u = np.meshgrid(np.fft.rfftfreq(SIDE), np.fft.fftfreq(SIDE))
+    cycles = SIDE * np.sqrt(u**2 + v**2)
+    return 1 - float((power * np.log2(np.maximum(cycles, 1))).sum() / power.sum() / np.log2(SIDE / np.sqrt(2)))
 
 
 class Judge:
@@ -168,6 +198,16 @@ def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.Mo
     def seen(x_T: torch.Tensor, z: torch.Tensor, model: guided.Guided = model) -> np.ndarray:
         return Judge().probabilities(torch.from_numpy(figures.to_stored(model.sample(x_T, z))), x_T.device).numpy()
 
+    def add(key: tuple[str, str], edited: Latents, base: Latents, model: guided.Guided, which: list[list[int]]) -> None:
+        """Coarseness, and of each attribute its moves and the other's over the images of ``which``."""
+        change = seen(*edited, model) - seen(*base, model)
+        images = [model.sample(*latents).clamp(-1, 1).double().numpy() for latents in (edited, base)]
+        expected[*key, "", "coarseness"] = np.mean([coarseness(d) for d in images[0] - images[1]])
+        for a, name in enumerate(NAMES):
+            for metric, b in (("moved_own", a), ("moved_others", 1 - a)):
+                if which[a]:
+                    expected[*key, name, metric] = np.mean([abs(change[i, b]) for i in which[a]])
+
     for a, (name, dims) in enumerate((("Red left", 3), ("Blue top", DIM))):
         c = probmask.read(results / "probmask" / f"{name.replace(' ', '_')}.safetensors")
         for scale in (-2, 2):
@@ -177,21 +217,29 @@ def test_numbers_are_those_of_a_plain_loop(results: Path, monkeypatch: pytest.Mo
             key = "manipulation", f"{dims} {scale:+d}", name
             expected[*key, "intended"] = change[:, a].mean() * scale / 2
             expected[*key, "others"] = np.abs(change[:, 1 - a]).mean()
+            which: list[list[int]] = [[], []]
+            which[a] = list(range(8))
+            add(key[:2], (start, z + step), (start, z), whole, which)
+            expected[*key, "coarseness"] = expected.pop((*key[:2], "", "coarseness"))
 
     labels = np.load(data / "attributes_test.npy")[chosen].astype(int)
     other = [2, 3, 4, 5, 6, 7, 0, 1]  # the next of the even ones, the next of the odd ones
+    differ = [[i for i in range(8) if labels[other[i], a] != labels[i, a]] for a in (0, 1)]
+    edited = {("counterfactual", "x_T alone"): ((x_T[other], z), (x_T, z))}
     for what, start in (("counterfactual", x_T[other]), ("segments", x_T)):
         for stop in (2, 4):
-            edited = torch.cat([z[other][:, : stop * DIM // 4], z[:, stop * DIM // 4 :]], dim=1)
-            change, wanted = seen(start, edited) - seen(start, z), labels[other] - labels
-            moves = [
-                [np.mean([change[i, a] * wanted[i, a] for i in half if wanted[i, a]]) for a in (0, 1)]
-                for half in ((0, 2, 4, 6), (1, 3, 5, 7))
-            ]
-            a = int(np.argmax(moves[0]))
-            key = what, f"0-{stop}", ("Red left", "Blue top")[a]
-            expected[*key, "intended"] = moves[1][a]
-            expected[*key, "others"] = np.abs(change[1::2, 1 - a]).mean()
+            exchanged = torch.cat([z[other][:, : stop * DIM // 4], z[:, stop * DIM // 4 :]], dim=1)
+            edited[what, f"0-{stop}"] = (start, exchanged), (start, z)
+    for key, (after, before) in edited.items():
+        change, wanted = seen(*after) - seen(*before), labels[other] - labels
+        moves = [
+            [np.mean([change[i, a] * wanted[i, a] for i in half if wanted[i, a]]) for a in (0, 1)]
+            for half in ((0, 2, 4, 6), (1, 3, 5, 7))
+        ]
+        a = int(np.argmax(moves[0]))
+        expected[*key, NAMES[a], "intended"] = moves[1][a]
+        expected[*key, NAMES[a], "others"] = np.abs(change[1::2, 1 - a]).mean()
+        add(key, after, before, model, differ)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 

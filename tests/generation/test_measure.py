@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -86,6 +87,73 @@ def test_exchanged_is_what_a_loop_over_pairs_and_attributes_finds(seed: int) -> 
         "intended": pytest.approx(towards(1, chosen)),
         "others": pytest.approx(sum(others) / len(others)),
     }
+
+
+def test_a_mean_has_the_normal_interval_of_what_is_known() -> None:
+    values = np.array([0.1, np.nan, 0.4, 0.9, 0.2])
+    value, half, count = measure.mean(values) or (0, 0, 0)
+    assert (value, count) == (pytest.approx(0.4), 4)
+    assert half == pytest.approx(1.96 * math.sqrt((0.09 + 0 + 0.25 + 0.04) / 4) / math.sqrt(4))
+    assert math.isnan((measure.mean(np.array([0.5])) or (0, 0))[1])
+    assert measure.mean(np.array([np.nan])) is None
+
+
+def test_moved_compares_an_attribute_with_those_that_do_not_exclude_it() -> None:
+    same = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
+    change = np.array([[-0.5, 0.9, 0.1, -0.2], [0.3, 0.9, -0.1, 0.0]])
+    found = measure.moved(change, 0, same)
+    assert {name: m and m.value for name, m in found.items()} == {
+        "moved_own": pytest.approx((0.5 + 0.3) / 2),
+        "moved_others": pytest.approx((0.1 + 0.2 + 0.1 + 0.0) / 4),
+    }
+    assert (found["moved_others"] or (0, 0))[1] == pytest.approx(1.96 * 0.05 / math.sqrt(2))  # of 0.15 and 0.05
+    assert measure.moved(change, 0, np.ones((4, 4), bool))["moved_others"] is None
+
+
+def wave(side: int, across: int, down: int) -> torch.Tensor:
+    """(1, 3, side, side) with so many waves across and down the image, of different strength in each colour."""
+    x = 2 * math.pi * torch.arange(side) / side
+    drawn = torch.cos(across * x[None] + down * x[:, None])
+    return 0.1 * torch.tensor([1.0, -2.0, 0.5])[None, :, None, None] * drawn
+
+
+@pytest.mark.parametrize("side", [8, 12, 16])
+def test_the_coarseness_of_planted_changes(side: int) -> None:
+    """1 of one level and of one wave, 0 of single pixels in turn; octaves between them, sqrt(2) of a diagonal too."""
+    octaves = math.log2(side / math.sqrt(2))
+    expected = {(0, 0): 1.0, (1, 0): 1.0, (0, 2): 1 - 1 / octaves, (2, 2): 1 - 1.5 / octaves}
+    expected |= {(side // 2, side // 2): 0.0, (side // 2, 0): 0.5 / octaves}
+    for (across, down), value in expected.items():
+        assert measure.coarseness(wave(side, across, down))[0] == pytest.approx(value, abs=1e-6), (across, down)
+    ramp = torch.rand(1, 3, side, side)
+    assert measure.coarseness(1e-3 * ramp) == pytest.approx(measure.coarseness(ramp), rel=1e-5)
+    assert np.isnan(measure.coarseness(torch.stack([0 * ramp[0], 1e-7 * ramp[0]]))).all()
+
+
+def test_coarseness_is_the_formula_summed_over_frequencies_one_by_one() -> None:
+    side, change = 6, torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    y, x = np.mgrid[:side, :side]
+    for image, found in zip(change.double().numpy(), measure.coarseness(change), strict=True):
+        total = fine = 0.0
+        for u in range(-side // 2, side // 2):
+            for v in range(-side // 2, side // 2):
+                turning = np.exp(-2j * np.pi * (u * y + v * x) / side)
+                power = sum(abs((colour * turning).sum()) ** 2 for colour in image)
+                total += power
+                fine += power * math.log2(max(math.sqrt(u**2 + v**2), 1))
+        assert found == pytest.approx(1 - fine / total / math.log2(side / math.sqrt(2)))
+
+
+def test_the_trend_is_spearmans_between_the_middle_of_a_range_and_its_coarseness() -> None:
+    ranges = [(0, 2), (0, 4), (4, 8), (1, 3), (8, 16)]  # two of the same middle
+    coarse = np.random.default_rng(0).random((5, 12)).round(1)  # with ties
+    coarse[:, 3] = np.nan
+    each = [scipy.stats.spearmanr([2, 4, 12, 4, 24], column).statistic for column in coarse.T if column[0] >= 0]
+    found = measure.trend(coarse, ranges)
+    assert found is not None
+    assert found == (pytest.approx(np.mean(each)), pytest.approx(1.96 * np.std(each) / math.sqrt(11)), 11)
+    assert measure.trend(np.full((5, 4), 0.5), ranges) is None  # no order at all
+    assert measure.trend(coarse[:1], ranges[:1]) is None
 
 
 def test_the_classifiers_rate_falls_by_half_a_cosine_from_that_of_the_params() -> None:

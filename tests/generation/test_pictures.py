@@ -58,12 +58,15 @@ def strip(path: str) -> np.ndarray:
 def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path) -> None:
     assert call("counterfactual", "a.png", "b.jpg", "--segments", "0-2", "1-1", "--out", "new/strip.png") == 0
     got = strip("new/strip.png")
-    assert got.shape == (2 * TILE, 4 * TILE, 3)  # source, two scales, target
+    assert got.shape == (4 * TILE, 4 * TILE, 3)  # of either kind two rows; source, two scales, target
     source, target = got[1 : TILE - 1, 1 : TILE - 1], got[1 : TILE - 1, -TILE + 1 : -1]
     zoom = 128 // tiny_guided.SIDE
     cropped = Image.open("b.jpg").convert("RGB").resize((10, 8), Image.Resampling.BICUBIC).crop((1, 0, 9, 8))
     assert (target[::zoom, ::zoom] == np.asarray(cropped)).all()
     assert (got[TILE + 1 : 2 * TILE - 1, 1 : TILE - 1] == source).all()
+    # On the empty range the scales tell nothing, unless x_T goes along.
+    one, other = np.split(got[:, TILE : 3 * TILE].reshape(4, TILE, 2 * TILE, 3), 2, axis=2)
+    assert [(one[row] == other[row]).all() for row in range(4)] == [False, False, False, True]
 
 
 def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dimensions(place: Path) -> None:
