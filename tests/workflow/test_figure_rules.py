@@ -153,7 +153,7 @@ def test_every_figure_and_the_numbers_are_made_and_then_there_is_nothing_to_do(d
         assert (drawn.root / f"results/figures/fig{number}.png").read_bytes()[:4] == b"\x89PNG"
         assert (drawn.root / f"results/figures/fig{number}.pdf").read_bytes()[:4] == b"%PDF"
     numbers = (drawn.root / "results/generation.csv").read_text().splitlines()
-    assert numbers[0] == "dataset,method,seed,measure,subject,attribute,metric,value,images"
+    assert numbers[0] == "dataset,method,seed,measure,subject,attribute,metric,value,ci95,images"
     assert {line.split(",")[1] for line in numbers[1:]} == {"pdae", "diffsiam_hier"}
     assert drawn.planned("figures") == {}
 
