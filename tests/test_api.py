@@ -176,6 +176,8 @@ def test_counterfactuals_are_algorithm_2_by_hand(trained: api.Representation) ->
     assert np.abs(got[:, 0, 1].astype(int) - by_hand).max() <= 1
     assert np.abs(got[:, 1, 2].astype(int) - back(trained.model.sample(x_b, z_b))).max() <= 1
     assert (got[:, 0, 0] == got[:, 1, 0]).all()
+    own = diffsiam.counterfactual(trained, a, b, [(0, 2)], [0.5], exchange_noise=False)
+    assert np.abs(own[:, 0, 0].astype(int) - back(trained.model.sample(x_T, z_half))).max() <= 1
 
 
 @pytest.mark.parametrize(("dims", "moved"), [(None, 3), (3, 3)])
