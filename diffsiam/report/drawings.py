@@ -144,7 +144,8 @@ def kept(strategy: str, k: int, dim: int, count: int) -> list[bool]:
 # ------------------------------------------------------------------------------------------------- Figure 3.1
 def architecture(dataset: str, s: Shapes) -> Figure:
     """Figure 3.1: the encoder and SimSiam, one term of Eq. 3.11, and the networks inside."""
-    width, above, below = 10.0, 5.4, 4.9  # inches; the networks inside stand below the other two parts
+    # Inches; the networks inside, more of them for a model of more levels, stand below the other two parts.
+    width, above, below = 10.0, 5.4, 2.1 + min(0.85 * len(s.down), 3.0)
     fig, ax = _canvas(width, above + below)
     ax.set_ylim(6.0 - above - below, 6.0)
     ax.text(5.0, 5.75, f"DiffSiam as trained on {dataset}, {s.image_size}x{s.image_size}", ha="center", fontsize=11)

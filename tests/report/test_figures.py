@@ -272,6 +272,14 @@ def test_the_drawing_has_the_sizes_of_the_real_networks(inputs: dict[str, figure
     assert [(b.width, b.side) for b in s.up] == [(16, 8), (8, 16)]
 
 
+def test_a_drawing_of_more_levels_has_room_for_them() -> None:
+    blocks = [drawings.Block(64 * (i + 1), 128 >> i, 128 >> i) for i in range(6)]
+    s = drawings.Shapes(
+        128, 512, 64, blocks[:4], [512, 2048, 2048], [2048, 512, 2048], blocks, blocks[-1], blocks[::-1]
+    )
+    check_layout(drawings.architecture("FFHQ", s))
+
+
 @pytest.mark.parametrize(("strategy", "expected"), [("hierarchical", [1, 1, 1, 0]), ("sequential", [0, 0, 1, 0])])
 def test_the_strategies_keep_what_the_thesis_says(strategy: str, expected: list[int]) -> None:
     assert drawings.kept(strategy, 3, 8, 4) == [bool(x) for x in expected]
