@@ -100,6 +100,7 @@ class Representation:
     encoder_width: int
     stem: str
     zero_init_residual: bool
+    last_relu: bool
     segments: int
     time_input: str
     loss_space: str
