@@ -77,6 +77,7 @@ SECTIONS: dict[str, tuple[Entry, ...]] = {
         _figure("swaps", "disentanglement"),
     ),
     "Over training": (Entry("curve", "curve", picture="curve.png", files=("curve.csv", "curve.pdf")),),
+    "Settings tried": (Entry("search", "search", table="search.md", files=("search.csv",)),),
 }
 NAMES = [entry.name for section in SECTIONS.values() for entry in section]
 
