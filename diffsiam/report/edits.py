@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -106,7 +107,7 @@ def counterfactual(inputs: Inputs, *, full: bool, names: Sequence[str] = ()) -> 
         a, pairs = arrays[name], range(len(first["sources"]))
         shown = None if change is None or not complete else amplified(change, times)
         blocks.append([_both_ways(a, rows(a)[row], pair, shown) for pair in pairs])
-        words = [*wanted[row], *([method_title(name)] if len(arrays) > 1 else [])]
+        words = [*wanted[row], *([_short(method_title(name))] if len(arrays) > 1 else [])]
         words += [] if shown is None or change is None else [f"change {change.mean():.1f}"]
         left.append("\n".join(words))
     whose = method_title(next(iter(arrays))) if len(arrays) == 1 else ""
@@ -181,7 +182,7 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
         for name in () if side_by_side else arrays:
             blocks.append([block(name, i, s) for s in samples])
             level = moves[name][i, samples].mean()
-            left.append(f"{attribute}\n{method_title(name)}\n{words}, change {level:.1f}")
+            left.append(f"{_short(attribute)}\n{_short(method_title(name))}\n{words}, change {level:.1f}")
     kind = "all of z" if full else "few dimensions of z"
     title = f"Pushed along an attribute, by {kind}: {inputs.dataset}, {size(first['images'])}"
     note = (
@@ -193,6 +194,11 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
     )
     ticks = [*(f"{s:+g}" if s else "0" for s in scales), f"change\nx{times}"]
     return Grid(title, note, blocks, left, above, ticks).draw()
+
+
+def _short(label: str) -> str:
+    """In lines that leave room for three pairs beside them."""
+    return textwrap.fill(label, 18)
 
 
 def sources(arrays: Arrays) -> range:
