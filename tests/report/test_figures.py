@@ -11,6 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from diffsiam import params
@@ -54,21 +55,26 @@ def texts(fig: Figure) -> list[Text]:
     return [t for t in found if t not in beyond]
 
 
-@pytest.mark.parametrize("number", figures.FIGURES)
-def test_no_text_overlaps_another_or_leaves_the_figure(number: str, inputs: dict[str, figures.Inputs]) -> None:
-    fig = figures.FIGURES[number](inputs[number])
+def legible(fig: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that is drawn and its place, none of which overlaps another or leaves the figure."""
     shown = [(t.get_text(), t.get_window_extent()) for t in texts(fig)]
     assert len(shown) > 2
     for (a, box), (b, other) in itertools.combinations(shown, 2):
         inner = other.padded(-1)
         assert not box.overlaps(inner), f"{a!r} overlaps {b!r}"
-    for (text, box), ax in itertools.product(shown, fig.axes if len(fig.axes) > 1 else []):
-        assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
     for text, box in shown:
         assert box.x0 >= 0, text
         assert box.y0 >= 0, text
         assert box.x1 <= fig.bbox.x1, text
         assert box.y1 <= fig.bbox.y1, text
+    return shown
+
+
+@pytest.mark.parametrize("number", figures.FIGURES)
+def test_no_text_overlaps_another_or_leaves_the_figure(number: str, inputs: dict[str, figures.Inputs]) -> None:
+    fig = figures.FIGURES[number](inputs[number])
+    for (text, box), ax in itertools.product(legible(fig), fig.axes if len(fig.axes) > 1 else []):
+        assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
 
 
 @pytest.mark.parametrize("number", figures.FIGURES)

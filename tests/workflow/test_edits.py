@@ -19,7 +19,7 @@ from tests.test_params import leaves
 from tests.training import tiny
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement", "sheets")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "frozen_dm", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -179,6 +179,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return rest, ()
         case "pixel":
             return "classifier", ()
+        case "sheet":
+            return job["rule"], ()
         case "disentangle":
             return "disentanglement", ()
         case "table4" | "summary" | "provenance" | "page":
