@@ -11,8 +11,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from diffsiam import schema, search
 from diffsiam.data import sources
-from diffsiam.training.methods import METHODS
+from diffsiam.errors import UserError
+from diffsiam.training.methods import METHODS, snapshot_steps
 
 TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
 CODES = ("count", "dim", "embedding", "reconstruction", "weight", "least_signal", "weighting", "encoder_gradient")
@@ -36,7 +38,7 @@ def section(name: str, values: Raw) -> list[str]:
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
     rules = (
-        *(_own, _image_sizes, _codes, _unets, _classes, _validation, _attributes),
+        *(_own, _image_sizes, _codes, _snapshots, _search, _unets, _classes, _validation, _attributes),
         *(_heads, _disentanglement, _ranges, _figures, _pairs),
     )
     return list(dict.fromkeys(line for rule in rules for line in rule(raw, of)))  # a data set may be used twice
@@ -161,6 +163,7 @@ def _codes(raw: Raw, of: Of) -> Iterator[str]:
     scored = raw["disentanglement"]
     wanted = {"methods": (raw["methods"], [raw["pretrain"]])}
     wanted |= {"disentanglement.methods": (scored["methods"], scored["datasets"])}
+    wanted |= {"search.grid": ([entry["method"] for entry in raw["search"]["grid"]], [raw["pretrain"]])}
     for key, (names, datasets) in wanted.items():
         for dataset in datasets:
             mine = of(dataset)
@@ -184,6 +187,39 @@ def _codes(raw: Raw, of: Of) -> Iterator[str]:
                         f"{key}: {name} needs representation.codes, which is null on {dataset}. Give it in "
                         f"overrides.{dataset}, as workflow/presets/disdiff-cpu.yaml does, or take {name} out."
                     )
+
+
+def _snapshots(raw: Raw, of: Of) -> Iterator[str]:
+    """The encoders that a method keeps on the way are named by their steps, for all data sets alike."""
+    kept = raw["representation"]["snapshots"]
+    steps = {name: of(name)["representation"]["steps"] for name in (raw["pretrain"], *raw["overrides"])}
+    if kept and len({tuple(snapshot_steps(count, kept)) for count in steps.values()}) > 1:
+        met = ", ".join(f"{count} on {name}" for name, count in steps.items())
+        yield (
+            f"representation.snapshots: met {kept}, but trainings have different numbers of steps: {met}. Encoders are "
+            "kept at the same steps on every data set: give overrides the same, or set snapshots to 0."
+        )
+
+
+def _search(raw: Raw, of: Of) -> Iterator[str]:
+    """Trials are of settings that a method may have, and their seeds are not those that they choose for."""
+    if both := sorted({*raw["search"]["seeds"]} & {*raw["seeds"]}):
+        yield (
+            f"search.seeds: met {', '.join(map(str, both))}, which seeds has too. Choose others: what chooses settings "
+            "is no test of them."
+        )
+    for trial in search.trials(raw):
+        where, given = f"search.grid: {trial.method}, {trial.name}", search.nested(trial.settings)
+        try:
+            schema.check({"by_method": {trial.method: given}}, complete=False)
+        except UserError as e:
+            yield from (f"{where}: {line.strip()}" for line in str(e).removeprefix("params: ").splitlines())
+            continue
+        own = (raw["by_method"].get(trial.method, {}), search.tried(raw, trial)["by_method"][trial.method])
+        before, after = (
+            section("representation", schema.merge(of(raw["pretrain"]), mine)["representation"]) for mine in own
+        )
+        yield from (f"{where}: {line}" for line in after if line not in before)
 
 
 def _unets(raw: Raw, of: Of) -> Iterator[str]:

@@ -54,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rest(args: argparse.Namespace, untracked: str | None) -> str:
-    """What a rule does not record of the parameters of its job: those of the data set that the job works on."""
+    """What a rule does not record of the parameters of its job: those of the data set that the job works on, and of the
+    method that it trains."""
     if untracked is None:
         return "{}"
     raw, data = json.loads(untracked), vars(args).get("data")  # most stages take a prepared data set's folder
-    return json.dumps(params.of(raw, data.name) if isinstance(data, Path) else raw)
+    return json.dumps(params.of(raw, data.name, vars(args).get("method", "")) if isinstance(data, Path) else raw)
 
 
 def _share_cores() -> None:
@@ -280,6 +281,12 @@ def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     curve.run(args.linear, args.pretrain, args.out)
 
 
+def _search(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.report import searched
+
+    searched.run(args.linear, args.meta, args.out)
+
+
 def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.data import own
     from diffsiam.evaluation import external, protocols
@@ -483,6 +490,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("page", _page, "Put every table and figure that is there on one page, with its claim beside it: HTML.")
     sub.add_argument("--results", type=Path, required=True, metavar="DIR", help="the folder that holds the tables")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
+
+    sub = stage("search", _search, "Settings that were tried, by their validation accuracy, as CSV and Markdown.")
+    sub.add_argument(
+        "--linear", type=Path, nargs="+", required=True, metavar="JSON", help="results of the linear probe"
+    )
+    sub.add_argument("--meta", type=Path, required=True, metavar="JSON", help="meta.json of the data set")
 
     sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")

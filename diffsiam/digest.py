@@ -37,6 +37,7 @@ STAGE_MODULES = {
     "numbers": "diffsiam.report.numbers",
     "disentangled": "diffsiam.report.disentangled",
     "curve": "diffsiam.report.curve",
+    "search": "diffsiam.report.searched",
     "page": "diffsiam.report.page",
     "provenance": "diffsiam.report.provenance",
     "heads_table": "diffsiam.report.attributes",

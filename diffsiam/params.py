@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import types
 import typing
 from typing import Any, TypeVar
@@ -100,6 +101,7 @@ class Representation:
     encoder_width: int
     stem: str
     zero_init_residual: bool
+    last_relu: bool
     segments: int
     time_input: str
     loss_space: str
@@ -385,14 +387,19 @@ def check(raw: dict[str, Any], *, complete: bool = True) -> None:
         for dataset in raw["overrides"]:
             own = (line for name in SECTIONS for line in checks.section(name, of(raw, dataset)[name]))
             lines += [f"overrides.{dataset}: {line}" for line in own if line not in lines]
+        for method, dataset in itertools.product(raw["by_method"], (raw["pretrain"], *raw["overrides"])):
+            mine = checks.section("representation", of(raw, dataset, method)["representation"])
+            lines += [f"by_method.{method}: {line}" for line in mine if line not in lines]
         lines += checks.experiment(raw, functools.partial(of, raw))
         if lines:
             raise UserError("params: " + "\n        ".join(lines))
 
 
-def of(raw: dict[str, Any], dataset: str) -> dict[str, Any]:
-    """``raw`` as it stands for one data set and the trainings on it: with its overrides."""
-    return schema.merge(raw, raw["overrides"].get(dataset, {}))
+def of(raw: dict[str, Any], dataset: str, method: str = "") -> dict[str, Any]:
+    """``raw`` as it stands for one data set and the trainings on it, of one method where it is named: with the data
+    set's `overrides`, and over them the method's own settings, `by_method`."""
+    own = schema.merge(raw, raw["overrides"].get(dataset, {}))
+    return schema.merge(own, raw["by_method"].get(method, {}))
 
 
 def section(raw: dict[str, Any], cls: type[T]) -> T:

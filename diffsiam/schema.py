@@ -49,7 +49,8 @@ def _schema() -> dict[str, Any]:
 
 
 def check(raw: dict[str, Any], *, complete: bool) -> None:
-    """Refuse unknown keys, wrong types and values out of range; with ``complete``, absent keys too, save in overrides.
+    """Refuse unknown keys, wrong types and values out of range; with ``complete``, absent keys too, save in
+    overrides and by_method.
 
     Raises:
         UserError: one line for each mistake.
@@ -59,7 +60,7 @@ def check(raw: dict[str, Any], *, complete: bool) -> None:
     errors = [
         e
         for e in _Validator(_with(own)).iter_errors(raw)
-        if e.validator != "required" or (complete and "overrides" not in e.absolute_path)
+        if e.validator != "required" or (complete and not {"overrides", "by_method"} & {*e.absolute_path})
     ]
     lines = [_explain(e) for e in sorted(errors, key=lambda e: [*map(str, e.path)])]
     if lines := [*lines, *_taken(own)]:

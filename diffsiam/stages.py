@@ -77,7 +77,8 @@ JOBS = (
     *_EXPERIMENT,
     *_HEADS_ON,
     *("disentanglement.datasets", "disentanglement.methods"),
-    *("generation.methods", "figures.method", "figures.datasets", "overrides"),
+    *("generation.methods", "figures.method", "figures.datasets", "overrides", "by_method"),
+    *("search.seeds", "search.grid"),
 )
 # Where images of one's own lie; their fingerprints tell what is there.
 _PLACES = ("path", "attributes")
@@ -91,10 +92,13 @@ UNTRACKED = (
 )
 
 
-def share(raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The row of ``stage``, less ``without``, in a job on ``dataset``: with the data set's overrides, and of `datasets`
-    and lists with a row for each of several data sets what is about this one."""
-    selected = params.select(params.of(raw, dataset), PARAMS[stage], without)
+def share(
+    raw: dict[str, Any], stage: str, dataset: str, without: tuple[str, ...] = (), method: str = ""
+) -> dict[str, Any]:
+    """The row of ``stage``, less ``without``, in a job on ``dataset`` for ``method``: with the overrides of the one and
+    the settings of the other, and of `datasets` and lists with a row for each of several data sets what is about this
+    one."""
+    selected = params.select(params.of(raw, dataset, method), PARAMS[stage], without)
     if own := selected.pop("datasets", {}).get(dataset):
         selected["datasets"] = {dataset: {key: value for key, value in own.items() if key not in _PLACES}}
     return {

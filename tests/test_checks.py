@@ -57,6 +57,10 @@ def overridden(**sections: Any) -> dict[str, Any]:
     return {"CelebA": sections}
 
 
+def tried(leaf: str, value: Any, method: str = "simsiam") -> dict[str, Any]:
+    return {"method": method, "settings": {leaf: [value]}}
+
+
 CODES = tiny.CODES | {"dim": 64}
 
 
@@ -101,6 +105,26 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         ["diffusion.unet.channels", "CelebA", "8x8", "at most 3 widths"],
     ),
     ({"overrides": overridden(representation={"snapshots": 200})}, ["overrides.CelebA: representation.snapshots"]),
+    (
+        {"representation__snapshots": 2, "overrides": overridden(representation={"steps": 50})},
+        ["representation.snapshots: met 2", "100 on sprites, 50 on CelebA", "the same"],
+    ),
+    (
+        {"by_method": {"simsiam": {"representation": {"views": {"crop_scale": [0.9, 0.2]}}}}},
+        ["by_method.simsiam: representation.views.crop_scale: met [0.9, 0.2]"],
+    ),
+    ({"search__seeds": [1, 0]}, ["search.seeds: met 0, which seeds has too"]),
+    (
+        {"search__grid": [tried("steps", 0)]},
+        ["search.grid: simsiam, steps=0: by_method", "met 0", "at least 1"],
+    ),
+    ({"search__grid": [tried("weight", 1)]}, ["search.grid: simsiam, weight=1", "unknown key", "diffusion_weight"]),
+    ({"search__grid": [tried("segments", 4)]}, ["search.grid: simsiam, segments=4", "unknown key"]),
+    (
+        {"search__grid": [tried("diti", {"stages": [1000], "dims_per_stage": None}, "diti")]},
+        ["search.grid: diti, diti=", "Give both"],
+    ),
+    ({"search__grid": [tried("steps", 1, "disdiff")]}, ["search.grid: disdiff needs representation.codes"]),
     ({"fewshot__ways": 7}, ["fewshot.ways: met 7", "sprites has 6 classes"]),
     ({"fewshot__ways": 11, "transfer": ["CIFAR10"]}, ["fewshot.ways: met 11", "CIFAR10 has 10 classes"]),
     (
@@ -161,6 +185,12 @@ def test_a_contradiction_is_one_line_with_its_key_the_value_met_and_those_allowe
     "changes",
     [
         {"representation__snapshots": 100},
+        {"representation__snapshots": 2, "overrides": overridden(representation={"steps": 100})},
+        {"by_method": {"simsiam": {"representation": {"steps": 50}}}, "representation__snapshots": 2},
+        {"search__seeds": [1], "seeds": [0, 2]},
+        {"search__grid": []},
+        {"search__grid": [tried("optimizer.learning_rate", 0.1)]},
+        {"search__grid": [tried("decoder_optimizer", {"name": "sgd", "learning_rate": 0.05}, "pdae")]},
         {"representation__views__crop_scale": [0.5, 0.5]},
         {"representation__views__crop_scale": None},
         {"representation__diti": {"stages": [500, 1000], "dims_per_stage": [100, 156]}},

@@ -100,6 +100,6 @@ def test_a_rules_command_without_a_data_set_takes_what_its_rule_does_not_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = Path(__file__).resolve().parents[1] / "workflow" / "reference" / "disdiff_tables.csv"
-    monkeypatch.setenv(params.VARIABLE, '{"overrides": {}}')
+    monkeypatch.setenv(params.VARIABLE, '{"overrides": {}, "by_method": {}}')
     words = ["disentangled", "--reference", str(reference), "--out", str(tmp_path / "t.csv"), "--params", "{}"]
     assert cli.main(words) == 0

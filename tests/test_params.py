@@ -102,7 +102,7 @@ def test_dataclasses_and_schema_have_the_same_keys_and_types() -> None:
     for name, cls in params.SECTIONS.items():
         differences += compare(cls, SCHEMA["properties"][name], name)
     assert differences == []
-    plain = {"methods", "seeds", "pretrain", "transfer", "datasets", "overrides"}
+    plain = {"methods", "seeds", "pretrain", "transfer", "datasets", "overrides", "by_method", "search"}
     assert set(SCHEMA["properties"]) == plain | set(params.SECTIONS)
     assert sorted(SCHEMA["required"]) == sorted(SCHEMA["properties"])
     assert SCHEMA["additionalProperties"] is False
@@ -212,6 +212,10 @@ MISTAKES: list[tuple[str, object, list[str]]] = [  # key, value, what the messag
     ("representation.diti", {"stages": [1000], "dims_per_stage": None}, ["1000", "Give both"]),
     ("runtime.threads", 0, ["met 0", "at least 1"]),
     ("transfer", ["CelebA"], ['met "CelebA"', "CIFAR10", "sprites"]),
+    ("by_method", {"simsiam": {"representation": {"segments": 4}}}, ["simsiam.representation.segments", "unknown key"]),
+    ("by_method", {"simsiam": {"representation": {"steps": 0}}}, ["by_method.simsiam.representation.steps: met 0"]),
+    ("by_method", {"simsiam": {"linear": {}}}, ["unknown key", "Allowed here: representation"]),
+    ("by_method", {"frozen_dm": {}}, ['met "frozen_dm"', "diffsiam_hier"]),
     ("overrides", {"CelebA": {"linear": {}}}, ["unknown key", "data, diffusion, representation"]),
     ("overrides", {"CelebA": {"data": {"image_size": 17}}}, ["CelebA.data.image_size", "met 17"]),
     ("overrides", {"CelebA": {"representation": {"segments": 33}}}, ["33", "divisor of 256"]),
@@ -256,6 +260,17 @@ def test_an_override_changes_its_own_keys_for_its_own_data_set(raw: dict[str, An
     expected = copy.deepcopy(raw)
     expected["data"]["image_size"], expected["diffusion"]["unet"]["dropout"] = 64, 0.0
     assert params.of(raw, "CelebA") == expected
+
+
+def test_a_methods_own_settings_stand_over_those_of_the_data_set(raw: dict[str, Any]) -> None:
+    raw["overrides"] |= {"CelebA": {"representation": {"steps": 7, "ssl_weight": 2.0}}}
+    raw["by_method"] = {"simsiam": {"representation": {"steps": 9, "optimizer": {"learning_rate": 0.5}}}}
+    params.check(raw)
+    assert params.of(raw, "CelebA")["representation"]["steps"] == 7
+    mine = params.of(raw, "CelebA", "simsiam")["representation"]
+    assert (mine["steps"], mine["ssl_weight"]) == (9, 2.0)
+    assert mine["optimizer"] == raw["representation"]["optimizer"] | {"learning_rate": 0.5}
+    assert params.of(raw, "CelebA", "pdae") == params.of(raw, "CelebA")
 
 
 def test_a_name_of_datasets_stands_wherever_a_built_in_one_does(raw: dict[str, Any]) -> None:

@@ -13,10 +13,12 @@ from diffsiam.models.batch_norm import norm_relu
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut (He et al. 2016); weights named as in torchvision."""
+    """Two 3x3 convolutions with batch norm and a shortcut (He et al. 2016), and a ReLU of their sum unless ``relu`` is
+    False; weights named as in torchvision."""
 
-    def __init__(self, inplanes: int, planes: int, stride: int) -> None:
+    def __init__(self, inplanes: int, planes: int, stride: int, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
@@ -36,7 +38,7 @@ class BasicBlock(nn.Module):
         if isinstance(self.downsample, nn.Sequential):
             convolution, norm = self.downsample
             x = norm_relu(convolution(x), norm, relu=False)
-        return norm_relu(self.conv2(hidden), self.bn2, x)
+        return norm_relu(self.conv2(hidden), self.bn2, x, relu=self.relu)
 
 
 class Encoder(nn.Module):
@@ -47,9 +49,17 @@ class Encoder(nn.Module):
             max-pool; ``auto``, the first for images up to 32x32 and the second above.
         zero_init_residual: the last batch norm of each block starts at 0, so that the block starts as its shortcut
             (Goyal et al. 2017).
+        last_relu: the last block ends with its ReLU, as in every ResNet, so that z >= 0; without, z has signs.
     """
 
-    def __init__(self, width: int, image_size: int, stem: str = "auto", zero_init_residual: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        image_size: int,
+        stem: str = "auto",
+        zero_init_residual: bool = False,
+        last_relu: bool = True,
+    ) -> None:
         super().__init__()
         small = image_size <= 32 if stem == "auto" else stem == "3x3"
         self.conv1 = nn.Conv2d(3, width, *((3, 1, 1) if small else (7, 2, 3)), bias=False)
@@ -58,7 +68,7 @@ class Encoder(nn.Module):
         self.layer1 = nn.Sequential(BasicBlock(width, width, 1))
         self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2))
         self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2))
-        self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2))
+        self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2, last_relu))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -125,13 +135,19 @@ STRIDED = {
 
 
 def build(
-    kind: str, width: int, image_size: int, dim: int, stem: str = "auto", zero_init_residual: bool = False
+    kind: str,
+    width: int,
+    image_size: int,
+    dim: int,
+    stem: str = "auto",
+    zero_init_residual: bool = False,
+    last_relu: bool = True,
 ) -> nn.Module:
     """An encoder, ``resnet10`` or ``conv``, from images of ``image_size`` to z of ``dim`` numbers; of ResNet-10, which
     alone has a stem and residual blocks to choose, that is 8 * width."""
     if kind == "conv":
         return ConvEncoder(width, image_size, dim)
-    return Encoder(width, image_size, stem, zero_init_residual)
+    return Encoder(width, image_size, stem, zero_init_residual, last_relu)
 
 
 def recorded(config: Mapping[str, Any]) -> nn.Module:
@@ -139,4 +155,5 @@ def recorded(config: Mapping[str, Any]) -> nn.Module:
     stem of their image size."""
     width = config["encoder_width"]
     kind, dim, stem = config.get("encoder", "resnet10"), config.get("dim", 8 * width), config.get("stem", "auto")
-    return build(kind, width, config["image_size"], dim, stem)
+    last_relu = config.get("last_relu", True)
+    return build(kind, width, config["image_size"], dim, stem, last_relu=last_relu)

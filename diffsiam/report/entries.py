@@ -81,6 +81,7 @@ SECTIONS: dict[str, tuple[Entry, ...]] = {
         for word in ("neighbours", "embedding", "confusion", "segments_attributes", "accuracy_hours")
     ),
     "Over training": (Entry("curve", "curve", picture="curve.png", files=("curve.csv", "curve.pdf")),),
+    "Settings tried": (Entry("search", "search", table="search.md", files=("search.csv",)),),
 }
 NAMES = [entry.name for section in SECTIONS.values() for entry in section]
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -37,6 +38,7 @@ from diffsiam.training.methods import METHODS
 
 AVERAGE = "Transfer avg."  # in place of a data set: all but the one pretrained on
 ALL = "all"  # in place of a seed
+_COLORS = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]  # type: ignore[attr-defined]
 BASELINES = ("untrained", "frozen_dm", "simsiam")
 ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
 ALONE = ("diffsiam_hier", "pdae")  # what SimSiam and segments add to the diffusion term alone
@@ -111,9 +113,9 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(np.mean([e.differences for e in estimates], axis=0), ci95[:-1], float(ci95[-1]))
 
 
-def color(method: str) -> str:
+def color(method: str) -> tuple[float, float, float]:
     """The method's color in every picture."""
-    return f"C{list(METHODS).index(method)}"
+    return _COLORS[list(METHODS).index(method)]
 
 
 def draw(frame: pd.DataFrame, pretrain: str) -> Figure:

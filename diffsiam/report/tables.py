@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def _frozen(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
     first = records[0]
-    params = {k: v for record in records for k, v in record["params"]["representation"].items()}
+    by_method = {r["method"]: dict(leaves(r["params"]["representation"])) for r in records}
+    params, differing = _common(by_method)
     cut = [record["segments"] for record in records if METHODS[record["method"]].segment]
     lines = [
         f"Encoders: {_NETWORKS[first.get('encoder', 'resnet10')]}, width {first['encoder_width']}, d = {first['dim']}, "
@@ -169,7 +171,30 @@ def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
             f"weighted by {params['diffusion_weight']:g} (our choice: the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
-    return lines
+    own = [f"{METHODS[name].title} {', '.join(given)}" for name, given in differing.items()]
+    return lines + ([f"Of a method's own: {'; '.join(own)}."] if own else [])
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+def _common(by_method: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The value of each setting that most of the methods have which use it, and by method what it has in its place."""
+    common: dict[str, Any] = {}
+    for leaf in dict.fromkeys(leaf for given in by_method.values() for leaf in given):
+        values = [given[leaf] for given in by_method.values() if leaf in given]
+        common[leaf] = max(values, key=values.count)
+    differing = {
+        name: [f"{leaf} {json.dumps(value)}" for leaf, value in given.items() if value != common[leaf]]
+        for name, given in by_method.items()
+    }
+    return common, {name: given for name, given in differing.items() if given}
 
 
 def _footnote(configs: Sequence[Path], frame: pd.DataFrame) -> str:

@@ -53,7 +53,7 @@ class Learner(nn.Module):
         super().__init__()
         self.method, self.cfg = method, cfg
         shape = cfg.encoder, cfg.encoder_width, image_size, cfg.dim
-        self.encoder = encoder.build(*shape, cfg.stem, cfg.zero_init_residual)
+        self.encoder = encoder.build(*shape, cfg.stem, cfg.zero_init_residual, cfg.last_relu)
         self.heads = Heads(cfg.dim) if method.ssl else None
         self.decoder = None
         if dm is not None and method.diffusion:

@@ -68,7 +68,7 @@ class Method:
             return ()
         keys = ["collapse_below"] + ["decoder_optimizer"] * (not self.decoder)
         keys += ["diffusion_weight", "loss_space", "flip"] * (self.mask is None)
-        keys += ["stem", "zero_init_residual"] * self.coded
+        keys += ["stem", "zero_init_residual", "last_relu"] * self.coded
         keys += ["codes.embedding", "codes.reconstruction"] * (not self.coded)
         keys += [f"codes.{key}" for key in _DISENTANGLING] * (not self.disentangle)
         keys += ["ssl_weight", "fixed_predictor_rate", "views"] * (not self.ssl) + ["segments"] * (self.segment is None)
@@ -82,7 +82,9 @@ METHODS = {
     "frozen_dm": Method("Frozen DM", family="frozen", trained=False),
     "simsiam": Method("SimSiam", ssl=True),
     "pdae": Method("PDAE", mask="full"),
+    "pdae_simsiam": Method("PDAE with SimSiam", mask="full", ssl=True),
     "diti": Method("DiTi", mask="hierarchical", segment="timestep"),
+    "seq_alone": Method("Seq. without SimSiam", mask="sequential", segment="extra_steps"),
     "diffsiam_seq": Method("DiffSiam seq.", mask="sequential", segment="extra_steps", ssl=True),
     "diffsiam_hier": Method("DiffSiam hier.", mask="hierarchical", segment="extra_steps", ssl=True),
     "diffsiam_hier_detach": Method(

@@ -103,7 +103,7 @@ def run(
                     out / f"encoder_step{step}.safetensors", runtime.load_weights(snapshot(plan, step))
                 )
             shape = {"encoder": cfg.encoder, "encoder_width": cfg.encoder_width, "image_size": images.shape[1]}
-            shape |= {"stem": cfg.stem, "segments": cfg.segments, "dim": cfg.dim}
+            shape |= {"stem": cfg.stem, "last_relu": cfg.last_relu, "segments": cfg.segments, "dim": cfg.dim}
             record.finish(
                 out / "config.json", out / "history.csv", plan, history, began, method=name, seed=seed, **shape
             )

@@ -91,7 +91,7 @@ def test_every_section_that_a_stage_reads_is_edited_here(fresh: Clone) -> None:
     stages = yaml.safe_load((fresh.root / "dvc.yaml").read_text())["stages"].values()
     read = {name.split(".")[0] for stage in stages for name in stage.get("do", stage).get("params", [])}
     # Edited below, or without a data set here.
-    elsewhere = {"transfer", "overrides", "datasets", "disentanglement", "frozen_dm"}
+    elsewhere = {"transfer", "overrides", "by_method", "datasets", "disentanglement", "frozen_dm"}
     assert read == {leaf.split(".")[0] for leaf, _, _ in EDITS} | elsewhere
 
 
@@ -120,6 +120,17 @@ def test_an_override_of_the_pretraining_set_trains_again_and_prepares_nothing(
 ) -> None:
     clone.edit("overrides", {"sprites": {"diffusion": {"learning_rate": 0.001}}})
     assert closure(changed_levels(clone), edges) == planned_levels(clone) == set(ORDER) - {"data"}
+
+
+def test_settings_of_a_methods_own_train_it_again(clone: Clone, edges: list[tuple[str, str]]) -> None:
+    clone.edit("by_method", {"diffsiam_hier": {"representation": {"diffusion_weight": 50.0}}})
+    assert closure(changed_levels(clone), edges) == planned_levels(clone) == AFTER_TRAINING | {"representation"}
+
+
+def test_settings_of_another_methods_own_make_only_dvc_look(clone: Clone) -> None:
+    clone.edit("by_method", {"pdae": {"representation": {"diffusion_weight": 50.0}}})
+    assert set(clone.changed()) == {"representation@diffsiam_hier"}
+    assert planned_levels(clone) == set()
 
 
 def test_an_edited_function_of_the_fewshot_code_plans_fewshot_and_its_tables(

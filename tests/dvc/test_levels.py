@@ -153,8 +153,11 @@ def compare(jobs: list[dict[str, Any]], stage: Stage, root: Path) -> dict[str, t
     return {
         "outs": ({covering(file, outs) for file in outputs}, outs),
         "deps": ({covering(file, deps) for file in inputs} | files, deps),
-        # Overrides are asked for as a whole: what of them reaches a job stands in its own parameters.
-        "params": (own | lists, {leaf for name in names - {"overrides"} for leaf in leaves(at(params, name), name)}),
+        # These are asked for as a whole: what of them reaches a job stands in its own parameters.
+        "params": (
+            own | lists,
+            {leaf for name in names - {"overrides", "by_method"} for leaf in leaves(at(params, name), name)},
+        ),
     }
 
 

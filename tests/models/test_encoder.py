@@ -69,6 +69,26 @@ def test_initial_weights_have_the_spread_of_torchvisions(zero: bool) -> None:
             assert torch.equal(p, theirs[name]), name
 
 
+def test_without_the_last_relu_z_is_the_pooled_sum_that_it_would_have_cut_off() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(8, 16, last_relu=False).eval()
+    sums: list[Tensor] = []
+    block = encoder.layer4[0]
+    block.bn2.register_forward_hook(lambda module, inputs, output: sums.append(output))
+    block.downsample[1].register_forward_hook(lambda module, inputs, output: sums.append(output))
+    z = encoder(images(16))
+    whole = sum(sums[1:], sums[0])
+    assert torch.allclose(z, whole.mean(dim=(2, 3)), atol=1e-6)
+    assert z.min() < 0
+    rectified = recorded({"encoder_width": 8, "image_size": 16})
+    rectified.load_state_dict(encoder.state_dict())
+    assert torch.allclose(rectified.eval()(images(16)), whole.relu().mean(dim=(2, 3)), atol=1e-6)
+    config = {"encoder_width": 8, "image_size": 16, "last_relu": False}
+    signed = recorded(config)
+    signed.load_state_dict(encoder.state_dict())
+    assert torch.equal(signed.eval()(images(16)), z)
+
+
 @pytest.mark.parametrize("width", [4, 8])
 def test_z_has_eight_numbers_per_unit_of_width_and_is_float32_under_bf16(width: int) -> None:
     encoder = Encoder(width, 32)

@@ -71,6 +71,8 @@ def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: 
     shared = {"steps": 1500, "batch_size": 128}
     weights = {"simsiam": {"ssl_weight": 0.5}, "pdae": {"diffusion_weight": 30.0}, "untrained": {}}
     weights["diti"] = {"diffusion_weight": 30.0, "loss_space": "noise"}
+    weights["seq_alone"] = {"diffusion_weight": 9000.0, "steps": 3000, "optimizer": {"name": "sgd"}}
+    weights["diffsiam_hier"] = {"diffusion_weight": 30.0, "ssl_weight": 0.5, "optimizer": {"name": "sgd"}}
     configs = {}
     for method, own in weights.items():
         configs[method] = tmp_path / f"{method}.json"
@@ -88,6 +90,10 @@ def test_footnote_names_the_weights_of_the_terms_that_some_method_has(tmp_path: 
     assert "weighted by 30 (our choice: the thesis leaves the scale open). Seeds" in note("untrained", "pdae")
     assert "weighted" not in note("untrained", "simsiam")
     assert "mean over pixels of the noise, weighted by 30 (our" in note("untrained", "diti")
+    text = note("pdae", "diffsiam_hier", "seq_alone")
+    assert "1500 steps of 128. The diffusion term is the mean over pixels, weighted by 30 (" in text
+    assert "Of a method's own: Seq. without SimSiam steps 3000, diffusion_weight 9000.0. Seeds" in text
+    assert "Of a method's own" not in note("pdae", "diffsiam_hier")
 
 
 def test_footnote_takes_the_segments_and_steps_of_methods_that_use_them(tmp_path: Path) -> None:

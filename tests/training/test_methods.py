@@ -15,7 +15,9 @@ EXPECTED = {  # mask, segment, SimSiam term, trained
     "frozen_dm": (None, None, False, False),
     "simsiam": (None, None, True, True),
     "pdae": ("full", None, False, True),
+    "pdae_simsiam": ("full", None, True, True),
     "diti": ("hierarchical", "timestep", False, True),
+    "seq_alone": ("sequential", "extra_steps", False, True),
     "diffsiam_seq": ("sequential", "extra_steps", True, True),
     "diffsiam_hier": ("hierarchical", "extra_steps", True, True),
     "diffsiam_hier_detach": ("hierarchical_detach", "extra_steps", True, True),
@@ -46,7 +48,9 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
         "frozen_dm": set(),
         "simsiam": {"heads"},
         "pdae": {"decoder_ema"},
+        "pdae_simsiam": {"decoder_ema", "heads"},
         "diti": {"decoder_ema"},
+        "seq_alone": {"decoder_ema"},
         "diffsiam_seq": {"decoder_ema", "heads"},
         "diffsiam_hier": {"decoder_ema", "heads"},
         "diffsiam_hier_detach": {"decoder_ema", "heads"},
@@ -59,7 +63,7 @@ def test_each_method_leaves_the_weights_of_what_it_trains() -> None:
 def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
     disentangling = {"codes.weight", "codes.least_signal", "codes.weighting", "codes.encoder_gradient"}
     warning, simsiam = {"collapse_below"}, {"ssl_weight", "fixed_predictor_rate", "views"}
-    term, resnet = {"diffusion_weight", "loss_space", "flip"}, {"stem", "zero_init_residual"}
+    term, resnet = {"diffusion_weight", "loss_space", "flip"}, {"stem", "zero_init_residual", "last_relu"}
     codes, diffusion = (
         {"codes.embedding", "codes.reconstruction"} | disentangling,
         term | {"decoder_optimizer"},
@@ -72,7 +76,9 @@ def test_a_method_reads_no_setting_of_what_it_does_not_have() -> None:
         "frozen_dm": set(),  # it reads nothing of representation
         "simsiam": warning | codes | diffusion | segments | diffsiam | diti,
         "pdae": warning | codes | simsiam | segments | diffsiam | diti,
+        "pdae_simsiam": warning | codes | segments | diffsiam | diti,
         "diti": warning | codes | simsiam | diffsiam,
+        "seq_alone": warning | codes | simsiam | diti,
         "diffsiam_seq": warning | codes | diti,
         "diffsiam_hier": warning | codes | diti,
         "diffsiam_hier_detach": warning | codes | diti,

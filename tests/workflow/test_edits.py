@@ -19,7 +19,7 @@ from tests.test_params import leaves
 from tests.training import tiny
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement", "sheets")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement", "search", "sheets")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "frozen_dm", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -31,6 +31,8 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
         ]
     },
     "disentanglement": {"methods": ["untrained", "pdae"]},
+    "by_method": {"diti": {"representation": {"diffusion_weight": 30.0}}},
+    "search": {"seeds": [7], "grid": [{"method": "simsiam", "settings": {"ssl_weight": [2.0]}}]},
     "generation": {
         "methods": ["pdae", "diti", "diffsiam_hier"],
         "ranges": [
@@ -117,6 +119,9 @@ VALUES: dict[str, Any] = {
     "figures.early_middle_late": [[0, 4], [4, 8], [16, 32]],
     **{f"figures.datasets.fig{number}": "CelebA" for number in ("1_1", "3_1", *(f"4_{i}" for i in range(1, 10)))},
     "overrides": {},
+    "by_method": {},
+    "search.seeds": [8],
+    "search.grid": [{"method": "simsiam", "settings": {"ssl_weight": [3.0]}}],
     "runtime.device": "cpu",
     "runtime.precision": "fp32",
     "runtime.graph": False,
@@ -131,8 +136,8 @@ Job = dict[str, Any]
 
 
 def keys(raw: dict[str, Any]) -> list[str]:
-    """The leaves; the data sets' overrides as one."""
-    return sorted(leaves(raw | {"overrides": None}))
+    """The leaves; the data sets' overrides as one, and the methods' settings."""
+    return sorted(leaves(raw | {"overrides": None, "by_method": None}))
 
 
 def value_at(tree: Any, keys: list[str]) -> Any:
@@ -169,7 +174,7 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     match first:
         case "diffusion":
             return raw["overrides"].get(job["wildcards"]["pretrain"], raw)["diffusion"]["source"], ()
-        case "representation":
+        case "representation" | "search" if rest:
             return "representation" if METHODS[rest].trained else rest, METHODS[rest].unused
         case "data" | "features" | "linear" | "fewshot" | "probmask" | "swaps":
             return first, ()
@@ -189,17 +194,24 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 
 def depends(job: Job, leaf: str, raw: dict[str, Any]) -> bool:
-    """Whether the row declares it, and the job's data set has no override of it."""
+    """Whether the row declares it, and neither the job's data set nor its method has a value of its own."""
     name, unused = row(job, raw)
+    kind, _, method = job["rule"].partition("_")
     dataset = job["wildcards"].get("pretrain", job["rule"].partition("_")[2])
     if leaf == "overrides":
         return any(entry.split(".")[0] in raw["overrides"].get(dataset, {}) for entry in stages.PARAMS[name])
+    if leaf == "by_method":
+        return name == "representation" and method in raw["by_method"]
     if leaf.startswith("datasets.birds.") and job["wildcards"].get("dataset") != "birds":
         return False
     if dataset != "sprites" and leaf in ("generation.ranges", "probmask.attributes"):
         return False  # only its rows are edited here
     if value_at(raw["overrides"], [dataset, *leaf.split(".")]) is not None:
         return False
+    if value_at(raw["by_method"], [method, *leaf.split(".")]) is not None:
+        return False
+    if kind == "search" and leaf in ("representation.ssl_weight", "representation.snapshots"):
+        return False  # what the trial tries, and what none leaves
     idle = (*unused, *stages.UNTRACKED)
     return any(within(leaf, entry) for entry in stages.PARAMS[name]) and not any(within(leaf, u) for u in idle)
 
@@ -223,8 +235,9 @@ def expected(leaf: str, raw: dict[str, Any], before: list[Job], after: list[Job]
                 own.add(i)
     downwards = [(str(need), str(i)) for i, job in enumerate(after) for need in job["needs"]]
     behind = {int(i) for i in closure(map(str, own), downwards)}
-    # The features behind curves are temporary: whoever reads them has them made again.
-    behind |= {i for j in behind for i in after[j]["needs"] if after[i]["rule"] == "features_snapshot"}
+    # The features behind curves and trials are temporary: whoever reads them has them made again.
+    temporary = ("features_snapshot", "features_trial")
+    behind |= {i for j in behind for i in after[j]["needs"] if after[i]["rule"] in temporary}
     return {after[i]["output"][0] for i in behind if after[i]["output"]}
 
 

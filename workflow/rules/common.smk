@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from diffsiam import digest, params, stages
+from diffsiam import digest, params, search, stages
 from diffsiam.data import fingerprint, sources
 from diffsiam.data.own import refuse_unlabelled
 from diffsiam.errors import UserError
@@ -31,9 +31,13 @@ DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
 DATA_ROOT = Path(config["data"]["root"]).expanduser()
 THREADS = config["runtime"]["threads"]
-SNAPSHOTS = snapshot_steps(config["representation"]["steps"], config["representation"]["snapshots"])
+SNAPSHOTS = {}  # method -> the steps after which its encoder is kept
+for name in METHODS:
+    trained = params.of(config, config["pretrain"], name)["representation"]
+    SNAPSHOTS[name] = snapshot_steps(trained["steps"], trained["snapshots"]) if METHODS[name].trained else []
+TRIALS = {(trial.method, trial.name): trial for trial in search.trials(config)}
 # What a rule does not record reaches its command through the environment.
-os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in (*params.SECTIONS, "datasets", "overrides")})}
+os.environ |= {params.VARIABLE: json.dumps({name: config[name] for name in (*params.SECTIONS, "datasets", "overrides", "by_method")})}
 
 
 wildcard_constraints:
@@ -42,14 +46,18 @@ wildcard_constraints:
     method="|".join(METHODS),
     seed="[0-9]+",
     step="[0-9]+",
+    trial="[^/]+",
 
 
-def own(stage, without=()):
-    """The parameters that the stage's results depend on, as the command takes them, for the job's data set."""
+def own(stage, without=(), method=""):
+    """The parameters that the stage's results depend on, as the command takes them, for the job's data set and what it
+    trains."""
 
     def of_job(wildcards):
         dataset = wildcards.get("pretrain", wildcards.get("dataset", ""))
-        return json.dumps(stages.share(config, stage, dataset, without))
+        trial = TRIALS[method, wildcards.trial] if wildcards.get("trial") and method else None
+        raw = search.tried(config, trial) if trial else config
+        return json.dumps(stages.share(raw, stage, dataset, without, method))
 
     return of_job
 

@@ -33,15 +33,19 @@ TRAINED = [method for method in config["methods"] if METHODS[method].trained]
 
 rule curve:
     input:
-        expand(
-            f"{CURVE}.json",
-            pretrain=config["pretrain"],
-            method=TRAINED,
-            seed=config["seeds"],
-            step=SNAPSHOTS,
-            dataset=sorted({config["pretrain"], *config["transfer"]}),
-        )
-        if SNAPSHOTS and TRAINED
+        [
+            file
+            for name in TRAINED
+            for file in expand(
+                f"{CURVE}.json",
+                pretrain=config["pretrain"],
+                method=name,
+                seed=config["seeds"],
+                step=SNAPSHOTS[name],
+                dataset=sorted({config["pretrain"], *config["transfer"]}),
+            )
+        ]
+        if any(SNAPSHOTS[name] for name in TRAINED)
         else "results/curve needs representation.snapshots above 0 and a trained method in params.yaml",
         # The untrained encoder has one point, which needs no snapshot.
         expand(

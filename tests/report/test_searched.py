@@ -1,0 +1,88 @@
+"""The table of trials, from hand-made results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from diffsiam import params, schema
+from diffsiam.report import searched
+
+ROOT = Path(__file__).resolve().parents[2]
+META = {"dataset": "sprites", "splits": {"val": list(range(400))}}
+
+
+def trial(folder: Path, method: str, name: str, seed: int, best: float, settings: dict[str, Any]) -> Path:
+    """What a trial leaves; the test accuracy (99) must not show."""
+    place = folder / method / name / f"seed{seed}"
+    place.mkdir(parents=True)
+    curve = [{"l2": l2, "accuracy": best - 3 * abs(l2 - 1)} for l2 in (10.0, 1.0, 0.1)]
+    found = {"method": method, "dataset": "sprites", "seed": seed, "accuracy": 99.0, "validation": curve}
+    (place / "linear_sprites.json").write_text(json.dumps(found))
+    record = {"seconds": 12.0, "params": {"representation": {"steps": 5, **settings}}}
+    (place / "config.json").write_text(json.dumps(record))
+    (place / "history.csv").write_text(f"step,participation\n1,9.5\n5,{best / 10}\n")
+    return place / "linear_sprites.json"
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> list[Path]:
+    made = []
+    for seed in (100, 101):
+        for rate, best in ((0.01, 40.0), (0.05, 60.0)):
+            given, name = {"optimizer": {"name": "sgd", "learning_rate": rate}}, f"optimizer.learning_rate={rate}"
+            made.append(trial(tmp_path, "simsiam", name, seed, best + seed - 100, given))
+        for weight, best in ((1.0, 50.0), (30.0, 50.0)):
+            given = {"optimizer": {"name": "sgd", "learning_rate": 0.05}, "diffusion_weight": weight}
+            made.append(trial(tmp_path, "pdae", f"diffusion_weight={weight}", seed, best, given))
+    return made
+
+
+def test_a_row_has_the_best_validation_accuracy_and_the_settings_that_differ(probes: list[Path]) -> None:
+    frame = searched.table(probes, images=400)
+    assert list(frame.columns) == [
+        *("method", "trial", "seed", "optimizer.learning_rate", "diffusion_weight"),
+        *("accuracy", "ci95", "l2", "at_edge", "participation", "seconds", "chosen"),
+    ]
+    rows = frame.set_index(["method", "trial", "seed"])
+    best = rows.loc["simsiam", "optimizer.learning_rate=0.05", 101]
+    assert (best["accuracy"], best["l2"], best["at_edge"]) == (61.0, 1.0, False)
+    assert best["optimizer.learning_rate"] == "0.05"
+    assert best["ci95"] == pytest.approx(196 * (0.61 * 0.39 / 400) ** 0.5)
+    assert best["participation"] == pytest.approx(6.1)
+    assert pd.isna(best["diffusion_weight"])
+    assert (frame["accuracy"] < 99).all()
+
+
+def test_the_trial_with_the_highest_mean_over_seeds_is_chosen_and_of_equals_the_first(probes: list[Path]) -> None:
+    frame = searched.table(probes, images=400)
+    chosen = frame.loc[frame["chosen"], ["method", "trial"]].drop_duplicates()
+    assert [tuple(row) for row in chosen.to_numpy()] == [
+        ("simsiam", "optimizer.learning_rate=0.05"),
+        ("pdae", "diffusion_weight=1.0"),
+    ]
+
+
+def test_the_page_ranks_trials_and_ends_with_settings_that_params_yaml_takes(
+    probes: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps(META))
+    searched.run(probes, tmp_path / "meta.json", tmp_path / "search.csv")
+    text = (tmp_path / "search.md").read_text()
+    first, second = "| optimizer.learning_rate 0.05 | **60.50 ± ", "| optimizer.learning_rate 0.01 | 40.50"
+    assert -1 < text.find(first) < text.find(second)
+    assert "on 400 validation images" in text
+    assert "Seeds: 100, 101." in text
+    own = yaml.safe_load(text.partition("```yaml\n")[2].removesuffix("```\n"))
+    assert own == {
+        "by_method": {
+            "simsiam": {"representation": {"optimizer": {"learning_rate": 0.05}}},
+            "pdae": {"representation": {"diffusion_weight": 1.0}},
+        }
+    }
+    params.check(schema.merge(yaml.safe_load((ROOT / "workflow/presets/demo.yaml").read_text()), own))
