@@ -83,8 +83,8 @@ def parameters() -> str:
     lines = [
         "# Parameters",
         "",
-        "Everything stands in `params.yaml`, and every key has to, save below `overrides`. Its strict schema, "
-        "`workflow/schemas/params.schema.yaml`, is what this page is made from; complete files are in "
+        "Everything stands in `params.yaml`, and every key has to, save below `overrides` and `by_method`. Its strict "
+        "schema, `workflow/schemas/params.schema.yaml`, is what this page is made from; complete files are in "
         "`workflow/presets/`, of which two stand beside the keys. Values that contradict each other are refused before "
         "anything runs.",
     ]
@@ -105,7 +105,7 @@ def _keys(schema: Schema, node: Schema, path: tuple[str, ...]) -> Iterator[tuple
     if "description" in node or not inner:
         yield path, node
     if node.get("type") == "array":
-        items = _resolved(schema, node["items"])
+        items = _resolved(schema, node.get("items", {}))
         inner = {f"[].{key}": value for key, value in items.get("properties", {}).items()}
     for key, value in inner.items():
         joined = (*path[:-1], path[-1] + "[]", key[3:]) if key.startswith("[].") else (*path, key)
@@ -113,17 +113,21 @@ def _keys(schema: Schema, node: Schema, path: tuple[str, ...]) -> Iterator[tuple
 
 
 def _resolved(schema: Schema, node: Schema) -> Schema:
-    """``node`` with what it refers to; a whole section is named, not repeated."""
+    """``node`` with what it refers to; a section, and a key of one, is named, not repeated."""
     reference = node.get("$ref")
     if reference is None:
         return node
     parts = reference.removeprefix("#/").split("/")
+    rest = {key: value for key, value in node.items() if key != "$ref"}
     if len(parts) == 2 and parts[0] == "properties":
         return {"description": f"As section [{parts[1]}](#{parts[1]}); only the keys that differ.", "type": "object"}
     found: Any = schema
     for part in parts:
         found = found[part]
-    return {**found, **{key: value for key, value in node.items() if key != "$ref"}}
+    if parts[::2] == ["properties", "properties"]:
+        found = _resolved(schema, found)
+        return {"type": found.get("type", "string"), "description": f"As [{parts[1]}](#{parts[1]}).{parts[3]}."}
+    return _resolved(schema, {**found, **rest})
 
 
 def _allowed(key: Schema) -> str:
@@ -142,7 +146,7 @@ def _allowed(key: Schema) -> str:
     if "array" in kinds:
         low, high = key.get("minItems", 0), key.get("maxItems")
         limits += [f"{low} long" if low == high else f"{low} or more"] if low else []
-        items = key["items"]
+        items = key.get("items", {})
         limits += [f"each {_allowed(items)}"] if "enum" in items or items.get("type") in ("integer", "number") else []
     return ", ".join([text, *limits])
 
