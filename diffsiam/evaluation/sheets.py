@@ -25,6 +25,7 @@ from diffsiam.params import Sheets
 Array = NDArray[np.float32]
 _PENALTIES = np.geomspace(1e-3, 1e5, 9)  # of the ridge regressions, chosen by leave-one-out on train images
 _DRAWS = 200  # of the test images, behind the interval of a difference
+_ROUNDING = 1e-6  # points above chance that are none
 _NEIGHBOURS = 5  # that the trustworthiness of a map is about, scikit-learn's own
 
 
@@ -156,24 +157,20 @@ def segments(
     train: Array, test: Array, data: Path, meta: dict[str, Any], edges: NDArray[np.int64], seed: int
 ) -> dict[str, Any]:
     """How well each segment of z alone tells each attribute: average precision on test images of a ridge regression on
-    that segment, standardised, fitted on the train images.
-
-    An attribute's centre is the mean place of the segments that tell it, 0 at the first and 1 at the last, weighted by
-    what each tells above chance; what is told by no segment has none. Whether attributes lie in different segments:
-    the two of lowest and highest centre are chosen on half of the test images, and the difference of their centres is
-    measured on the other half.
+    that segment, standardised, fitted on the train images. And whether attributes lie in different segments, `apart`.
 
     Args:
         train, test: features (N, d); ``data`` holds the attributes.
         edges: (n + 1,) of the segments of z.
     Returns:
         attributes; chance (L,), their shares of the test images; ap (n, L) and all (L,), of the segments and of all of
-        z, in percent; centres (L,); low and high, names of the chosen attributes; difference of their centres, and
-        ci95, the two ends of its 95 % interval over draws of the test images.
+        z, in percent; centres (L,); low and high, names of the attributes that were compared; difference of their
+        centres, and ci95, the two ends of its interval.
     """
     names, y, y_test = heads.labelled("attributes", meta, data)
-    known = [i for i in range(len(names)) if 0 < y[:, i].mean() < 1 and 0 < y_test[::2, i].mean() < 1]
-    known = [i for i in known if 0 < y_test[1::2, i].mean() < 1]
+    halves = np.array_split(runtime.rng(seed, "sheets/halves", meta["dataset"]).permutation(len(test)), 2)
+    parts = [y, *(y_test[rows] for rows in halves)]
+    known = [i for i in range(len(names)) if all(0 < part[:, i].mean() < 1 for part in parts)]
     if not known:
         raise UserError(
             f"{data}: none of {meta['dataset']}'s {len(names)} attributes is there, and absent, in the train images "
@@ -182,24 +179,9 @@ def segments(
     y, y_test = y[:, known], y_test[:, known]
     cuts = [*itertools.pairwise(edges), (0, train.shape[1])]
     predicted = [_ridge(train[:, a:b], y, test[:, a:b]) for a, b in cuts]
-
-    def judged(rows: slice, counts: NDArray[Any]) -> NDArray[np.float64]:
-        """(n + 1, B, L)."""
-        return np.stack([heads.average_precisions(y_test[rows], p[rows], counts) for p in predicted])
-
-    whole, first, second = slice(None), slice(0, None, 2), slice(1, None, 2)
-    ap = judged(whole, np.ones((1, len(test))))[:, 0]
+    ap = np.concatenate([heads.average_precisions(y_test, p, np.ones((1, len(test)))) for p in predicted])
     chance = 100 * y_test.mean(axis=0)
-    half = judged(first, np.ones((1, len(test[first]))))[:-1, 0]
-    found = centres(half, 100 * y_test[first].mean(axis=0))
-    low, high = int(np.nanargmin(found)), int(np.nanargmax(found))
-    blocks = []
-    for counts in heads.drawn(len(test[second]), _DRAWS, seed, meta["dataset"]):
-        drawn = 100 * (counts @ y_test[second]) / counts.sum(axis=1, keepdims=True)
-        of = centres(judged(second, counts)[:-1], drawn)
-        blocks.append(of[:, high] - of[:, low])
-    other = judged(second, np.ones((1, len(test[second]))))[:-1, 0]
-    measured = centres(other, 100 * y_test[second].mean(axis=0))
+    low, high, difference, ci95 = apart(y_test, predicted[:-1], halves, seed, meta["dataset"])
     return {
         "edges": edges.tolist(),
         "n_train": len(train),
@@ -208,21 +190,52 @@ def segments(
         "chance": chance.tolist(),
         "ap": ap[:-1].tolist(),
         "all": ap[-1].tolist(),
-        "centres": [None if np.isnan(c) else float(c) for c in centres(ap[:-1], chance)],
+        "centres": centres(ap[:-1], chance).tolist(),
         "low": names[known[low]],
         "high": names[known[high]],
-        "difference": float(measured[high] - measured[low]),
-        "ci95": np.nanpercentile(np.concatenate(blocks), [2.5, 97.5]).tolist(),
+        "difference": difference,
+        "ci95": ci95,
     }
 
 
+def apart(
+    y: NDArray[Any], predicted: list[NDArray[np.float64]], halves: list[NDArray[np.intp]], seed: int, dataset: str
+) -> tuple[int, int, float, list[float]]:
+    """Whether attributes lie in different segments: those of lowest and of highest centre on one half of the images,
+    and on the other half the difference of their centres, with the ends of its 95 % interval over draws of these.
+
+    Args:
+        y: labels (N, L); ``predicted`` by each of n segments, (N, L) each.
+        halves: rows that choose, and rows that are measured.
+    """
+
+    def placed(rows: NDArray[np.intp], counts: NDArray[Any]) -> NDArray[np.float64]:
+        """Centres (B, L)."""
+        ap = np.stack([heads.average_precisions(y[rows], p[rows], counts) for p in predicted])
+        return centres(ap, 100 * (counts @ y[rows]) / counts.sum(axis=1, keepdims=True))
+
+    choosing, measured = halves
+    found = placed(choosing, np.ones((1, len(choosing))))[0]
+    low, high = int(found.argmin()), int(found.argmax())
+    once = placed(measured, np.ones((1, len(measured))))[0]
+    drawn = np.concatenate([placed(measured, counts) for counts in heads.drawn(len(measured), _DRAWS, seed, dataset)])
+    ends = np.percentile(drawn[:, high] - drawn[:, low], [2.5, 97.5])
+    return low, high, float(once[high] - once[low]), ends.tolist()
+
+
 def centres(ap: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean place, 0 to 1, of the segments, weighted by how far each is above chance: of average precisions
-    (n, ..., L) and chances (..., L), (..., L), NaN where none is above."""
-    above = np.maximum(ap - chance, 0)
+    """An attribute's centre: the mean place of the segments, 0 for the first and 1 for the last, weighted by how far
+    each tells it above chance; the middle where none does.
+
+    Args:
+        ap: average precisions in percent, (n, ..., L); ``chance`` (..., L).
+    Returns:
+        (..., L).
+    """
+    above = np.maximum(ap - chance - _ROUNDING, 0)
     places = np.linspace(0, 1, len(ap)) if len(ap) > 1 else np.full(1, 0.5)
     total = above.sum(axis=0)
-    return np.divide(np.tensordot(places, above, 1), total, out=np.full(total.shape, np.nan), where=total > 0)
+    return np.divide(np.tensordot(places, above, 1), total, out=np.full(total.shape, 0.5), where=total > 0)
 
 
 def _ridge(x: Array, y: NDArray[Any], unseen: Array) -> NDArray[np.float64]:

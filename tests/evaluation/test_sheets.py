@@ -196,7 +196,7 @@ def test_centres_are_the_weighted_means_written_out() -> None:
     ap, chance = np.array([[50.0, 20.0], [30.0, 20.0], [60.0, 10.0]]), np.array([40.0, 25.0])
     found = sheets.centres(ap, chance)
     assert found[0] == pytest.approx((10 * 0 + 0 * 0.5 + 20 * 1) / 30)
-    assert np.isnan(found[1])  # no segment is above chance
+    assert found[1] == 0.5  # no segment is above chance
     assert sheets.centres(np.stack([ap, ap], axis=1), np.stack([chance, chance]))[1, 0] == found[0]
 
 
