@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.data import pixels
+from diffsiam.diffusion.schedule import TIMESTEPS
 from diffsiam.errors import UserError
 from diffsiam.evaluation import store
 from diffsiam.models import encoder as encoders
+from diffsiam.models import segments
 from diffsiam.params import Features, Runtime
+from diffsiam.training.methods import METHODS
 
 _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
 
@@ -45,7 +49,20 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
     if mirror:
         images = runtime.read_array(data / "images_train.npy")
         mirrored = extract(model, images, cfg.batch_size, device, mirror=True)
-    store.write(out, *arrays, mirrored=mirrored)
+    store.write(out, *arrays, mirrored=mirrored, edges=edges(runtime.read_json(encoder.parent / "config.json")))
+
+
+def edges(config: dict[str, Any]) -> np.ndarray | None:
+    """The edges of z's segments, of an encoder with this config.json; None where its method has no segments, or one."""
+    count = config.get("segments", 0)
+    method = METHODS.get(config.get("method", ""))
+    if method is None or not (method.segment or method.coded) or count < 2:
+        return None
+    diti = config["params"]["representation"].get("diti")
+    if diti and diti["stages"]:
+        widths = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
+        return segments.staged_edges(config["dim"], count, TIMESTEPS, *widths).numpy()
+    return segments.even_edges(config["dim"], count).numpy()
 
 
 def load_encoder(weights: Path) -> tuple[nn.Module, int]:

@@ -108,9 +108,9 @@ def run(features: Path, meta: Path, cfg: params.Linear, out: Path, *, method: st
 
 
 def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: int) -> dict[str, Any]:
-    """Test score with its interval, the whole validation curve, k-nearest-neighbour accuracy, the rank of the test
-    features, the accuracy of each class with the confusion matrix, and which test images are classified rightly
-    (`metrics.pack`).
+    """Test score with its interval, the whole validation curve, k-nearest-neighbour accuracy of test and of validation
+    images, the rank of the test features, the accuracy of each class with the confusion matrix, and which test images
+    are classified rightly (`metrics.pack`).
 
     Warns on stderr where the best penalty lies at an end of the grid, or a fit ended above the tolerance.
 
@@ -127,6 +127,9 @@ def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: i
     counts = metrics.confusion(data.test_labels, predicted, classes)
     _warn(choice, final, cfg, f"linear probe of {method} on {data.dataset}")
     nearest = knn.predict(data.train, data.train_labels, data.test)
+    fit = np.setdiff1d(np.arange(len(data.train)), data.validation)
+    closest = knn.predict(data.train[fit], data.train_labels[fit], data.train[data.validation])
+    told = metrics.confusion(data.train_labels[data.validation], closest, classes)
     score = metrics.score(counts, metric)
     per_class = [None if np.isnan(value) else float(value) for value in metrics.per_class(counts)]
     return {
@@ -145,8 +148,9 @@ def evaluate(data: store.FeatureSet, cfg: params.Linear, *, method: str, seed: i
         "knn": {
             "k": knn.K,
             "accuracy": metrics.score(metrics.confusion(data.test_labels, nearest, classes), metric).accuracy,
+            "validation": metrics.score(told, metric).accuracy,
         },
-        "rank": rank.measure(data.test),
+        "rank": rank.measure(data.test, data.edges),
         "per_class": dict(zip(data.classes, per_class, strict=True)),
         "confusion": counts.tolist(),
         "correct": metrics.pack(predicted == data.test_labels, data.test_labels),

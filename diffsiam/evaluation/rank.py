@@ -1,7 +1,8 @@
-"""How many of their dimensions features use."""
+"""How many of their dimensions features use, and whether their segments say the same."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,31 @@ def participation_ratio(features: NDArray[Any]) -> float:
     return float(np.square(x).sum() ** 2 / max(np.square(products).sum(), np.finfo(np.float64).tiny))
 
 
-def measure(features: NDArray[Any]) -> dict[str, float | int]:
-    """Both of (N, d) features, and d."""
-    return {
+def segments_r2(features: NDArray[Any], edges: NDArray[np.integer[Any]]) -> float:
+    """How well one segment tells another: the mean over ordered pairs of R^2, the share of the variance of a segment's
+    numbers that a linear model of another segment's numbers explains, on the same (N, d) features; from 0 to 1.
+
+    Args:
+        edges: (n + 1,), rising from 0 to d; n >= 2. A segment that does not vary is left out.
+    """
+    x = features - features.mean(axis=0, dtype=np.float64)
+    covariance = x.T @ x
+    parts = [slice(low, high) for low, high in itertools.pairwise(edges)]
+    variances = np.array([covariance.diagonal()[part].sum() for part in parts])
+    told = []
+    for i, part in enumerate(parts):
+        rows = covariance[part]
+        explained = (rows * (np.linalg.pinv(rows[:, part], hermitian=True) @ rows)).sum(axis=0)
+        others = [j for j in range(len(parts)) if j != i and variances[j] > 0]
+        told += [explained[parts[j]].sum() / variances[j] for j in others if variances[i] > 0]
+    return float(np.mean(told)) if told else 0.0
+
+
+def measure(features: NDArray[Any], edges: NDArray[np.integer[Any]] | None = None) -> dict[str, float | int]:
+    """Both ranks of (N, d) features, and d; of features in segments between ``edges`` also `segments_r2`."""
+    found = {
         "rankme": round(rankme(features), DECIMALS),
         "participation": round(participation_ratio(features), DECIMALS),
         "dimensions": features.shape[1],
     }
+    return found if edges is None else found | {"segments_r2": round(segments_r2(features, edges), DECIMALS)}

@@ -15,6 +15,7 @@ from diffsiam import runtime
 METRICS = ("accuracy", "mean_per_class")
 KEYS = ("train", "train_labels", "test", "test_labels")
 MIRRORED = "train_mirrored"  # is there only where it was asked for
+EDGES = "edges"  # is there only where z has segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class FeatureSet:
         train_labels, test_labels: (N,) int64, indices into ``meta["classes"]``.
         meta: the data set's meta.json: dataset, classes, metric, counts, splits.
         train_mirrored: (N, d) float32, of the train images' mirror images; None where they were not extracted.
+        edges: (n + 1,) int64, from 0 to d, of the n segments of z; None where it has none.
     """
 
     train: NDArray[np.float32]
@@ -34,6 +36,7 @@ class FeatureSet:
     test_labels: NDArray[np.int64]
     meta: dict[str, Any]
     train_mirrored: NDArray[np.float32] | None = None
+    edges: NDArray[np.int64] | None = None
 
     @property
     def dataset(self) -> str:
@@ -57,9 +60,10 @@ def write(
     test_labels: NDArray[np.integer],
     *,
     mirrored: NDArray[np.floating] | None = None,
+    edges: NDArray[np.integer] | None = None,
 ) -> None:
     """Write features (N, d) and labels (N,) atomically, as float32 and int64; ``mirrored``: of the train images' mirror
-    images."""
+    images; ``edges``: of the segments of z, where it has some."""
     arrays = {
         "train": np.asarray(train, np.float32),
         "train_labels": np.asarray(train_labels, np.int64),
@@ -68,6 +72,8 @@ def write(
     }
     if mirrored is not None:
         arrays[MIRRORED] = np.asarray(mirrored, np.float32)
+    if edges is not None:
+        arrays[EDGES] = np.asarray(edges, np.int64)
     with runtime.atomic(path) as temporary, open(temporary, "wb") as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
 
@@ -108,7 +114,7 @@ def _read_arrays(path: Path | str) -> dict[str, Any]:
     arrays = runtime.read_arrays(path)
     if absent := [key for key in KEYS if key not in arrays]:
         raise runtime.damaged(path, f"{', '.join(absent)} is not in it; needed are {', '.join(KEYS)}")
-    return {key: arrays[key] for key in (*KEYS, MIRRORED) if key in arrays}
+    return {key: arrays[key] for key in (*KEYS, MIRRORED, EDGES) if key in arrays}
 
 
 def problems(data: FeatureSet) -> tuple[str, str] | None:
@@ -123,6 +129,9 @@ def problems(data: FeatureSet) -> tuple[str, str] | None:
     mirrored = data.train_mirrored
     if mirrored is not None and (mirrored.shape, mirrored.dtype) != (data.train.shape, np.float32):
         return "features", f"{MIRRORED} has shape {mirrored.shape}, train {data.train.shape}"
+    edges, dim = data.edges, data.train.shape[1]
+    if edges is not None and (edges[[0, -1]].tolist() != [0, dim] or (np.diff(edges) <= 0).any()):
+        return "features", f"{EDGES} {edges.tolist()} do not rise from 0 to {dim}"
     validation, images = data.meta["splits"]["val"], len(data.train)
     if 0 < len(set(validation)) < images and min(validation) >= 0 and max(validation) < images:
         return None

@@ -20,7 +20,9 @@ from diffsiam.training import methods
 
 
 def table(results: Sequence[Path]) -> pd.DataFrame:
-    """Validation accuracies in percent of linear probes: ``method,seed,step,dataset,accuracy``, one row each.
+    """Validation accuracies in percent of linear probes: ``method,seed,step,dataset,accuracy``, one row each, with
+    ``knn``, that of k nearest neighbours, and ``rankme,participation,segments_r2`` of the test features
+    (`diffsiam.evaluation.rank`), which no label enters; empty where a result has none, and left out where none has.
 
     Args:
         results: files ``.../step<N>/<dataset>.json``; of a probe that lies elsewhere, the untrained encoder's, N is 0.
@@ -32,8 +34,10 @@ def table(results: Sequence[Path]) -> pd.DataFrame:
         found = runtime.read_json(path)
         accuracy = max(entry["accuracy"] for entry in found["validation"])
         step = int(path.parent.name.removeprefix("step")) if path.parent.name.startswith("step") else 0
-        rows.append((found["method"], found["seed"], step, found["dataset"], accuracy))
-    curve = pd.DataFrame(rows, columns=["method", "seed", "step", "dataset", "accuracy"])
+        row = {"method": found["method"], "seed": found["seed"], "step": step, "dataset": found["dataset"]}
+        rank = {name: found.get("rank", {}).get(name) for name in ("rankme", "participation", "segments_r2")}
+        rows.append(row | {"accuracy": accuracy, "knn": found.get("knn", {}).get("validation"), **rank})
+    curve = pd.DataFrame(rows).dropna(axis=1, how="all")
     for point, part in curve.groupby(["method", "seed", "step"])["dataset"]:
         if missing := sorted(set(curve["dataset"]) - set(part)):
             raise UserError(

@@ -16,6 +16,11 @@ that of a class of one image is unknown and counts as 0. Everything else takes t
 Data sets are drawn apart from each other: over K of them, difference is the plain mean and ci95 = sqrt(sum of squares)
 / K. Every interval is about the draw of episodes or test images, for these very encoders;
 what another training would give is in the spread alone.
+
+Of many cells some lie outside their intervals by chance. ``holm`` is the probability of a cell's difference where there
+is none, corrected for all cells of the same two methods (data sets, protocols and shots) as Holm (1979) does: the
+larger of the two-sided probabilities over episodes or images, by the normal, and, with several seeds, over trainings,
+by Student's t. Below 0.05 a single cell may be pointed at.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import stats
 
 from diffsiam.errors import UserError
 from diffsiam.evaluation import metrics
@@ -42,7 +48,7 @@ _COLORS = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]  # ty
 BASELINES = ("untrained", "frozen_dm", "simsiam")
 ORDER = ("diffsiam_hier", "diffsiam_seq", "simsiam")  # the thesis's, best first
 ALONE = ("diffsiam_hier", "pdae")  # what SimSiam and segments add to the diffusion term alone
-COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread"]
+COLUMNS = ["protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread", "holm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,30 @@ def table(linear: Sequence[dict[str, Any]], fewshot: Sequence[dict[str, Any]], p
                 cells += [(ALL, e.differences.mean(), e.pooled, e.spread)]
                 values = (dict(zip(("seed", "difference", "ci95", "spread"), cell, strict=True)) for cell in cells)
                 rows += [where | cell for cell in values]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"shots": "Int64"})
+    frame = pd.DataFrame(rows, columns=COLUMNS).astype({"shots": "Int64"})
+    single = frame[(frame["seed"] == ALL) & (frame["dataset"] != AVERAGE)]
+    for _, part in single.groupby(["method", "against"]):
+        frame.loc[part.index, "holm"] = holm(chance(part, len(seeds)))
+    return frame
+
+
+def chance(cells: pd.DataFrame, seeds: int) -> NDArray[np.float64]:
+    """Two-sided probabilities of the differences of ``cells``, rows of `ALL` over this many seeds, where there is no
+    difference: the larger of those over episodes or images and over trainings."""
+    size = cells["difference"].abs().to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):  # equal in every image, or at every seed: 0 / 0 says nothing
+        p = 2 * stats.norm.sf(size / (cells["ci95"].to_numpy() / Z95))
+        if seeds > 1:
+            p = np.fmax(p, 2 * stats.t.sf(size / (cells["spread"].to_numpy() / seeds**0.5), seeds - 1))
+    return np.where(size > 0, p, 1.0)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (m,) corrected for their number: the i-th smallest, from 0, times m - i, and never below the one
+    before."""
+    order = np.argsort(p)
+    corrected = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]), 1)
+    return corrected[np.argsort(order)]
 
 
 def paired(x: NDArray[np.float64], y: NDArray[np.float64], strata: NDArray[np.int64] | None = None) -> Estimate:

@@ -161,6 +161,12 @@ def test_run_writes_score_curve_neighbours_and_confusion(digits, files, tmp_path
     nearest = 100 * balanced_accuracy_score(digits["test_labels"], neighbours.predict(digits["test"]))
     assert result["knn"]["accuracy"] == pytest.approx(nearest, abs=0.5)  # which break ties in another way
     assert abs(nearest - result["accuracy"]) > 1
+    fit = np.setdiff1d(np.arange(800), digits["validation"])
+    neighbours.fit(digits["train"][fit], digits["labels"][fit])
+    told = neighbours.predict(digits["train"][digits["validation"]])
+    closest = 100 * balanced_accuracy_score(digits["labels"][digits["validation"]], told)
+    assert result["knn"]["validation"] == pytest.approx(closest, abs=1)
+    assert "segments_r2" not in result["rank"]
     assert [entry["l2"] for entry in result["validation"]] == pytest.approx(np.geomspace(1e4, 1e-3, 8))
     eigenvalues = np.linalg.eigvalsh(np.cov(digits["test"].astype(np.float64), rowvar=False))  # not the train images'
     assert result["rank"]["participation"] == pytest.approx(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
 
 from diffsiam.evaluation import rank
 
@@ -56,6 +58,33 @@ def test_a_common_mean_counts_for_rankme_and_not_for_the_participation_ratio() -
     moved = features + 100
     assert rank.participation_ratio(moved) == pytest.approx(3)
     assert rank.rankme(moved) < 1.1 < rank.rankme(features)
+
+
+def test_how_well_segments_tell_each_other_is_the_mean_r2_of_linear_regressions() -> None:
+    rng = np.random.default_rng(2)
+    features = (rng.normal(size=(200, 9)) @ rng.normal(size=(9, 9)) + 3).astype(np.float32)
+    features[:, 7:] = 5.0  # a segment that does not vary
+    edges = np.array([0, 2, 5, 7, 9])
+    parts = [features[:, low:high].astype(np.float64) for low, high in ((0, 2), (2, 5), (5, 7))]
+    scores = []
+    for i, given in enumerate(parts):
+        for j, asked in enumerate(parts):
+            if i != j:
+                predicted = LinearRegression().fit(given, asked).predict(given)
+                scores.append(r2_score(asked, predicted, multioutput="variance_weighted"))
+    assert len(scores) == 6
+    assert rank.segments_r2(features, edges) == pytest.approx(np.mean(scores), abs=1e-5)
+    assert rank.measure(features, edges)["segments_r2"] == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def test_copies_and_turned_copies_tell_each_other_and_independent_segments_do_not() -> None:
+    rng = np.random.default_rng(3)
+    one = rng.normal(size=(5000, 4))
+    turned = one @ np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    edges = np.array([0, 4, 8])
+    assert rank.segments_r2(np.hstack([one, turned]), edges) == pytest.approx(1)
+    assert rank.segments_r2(np.hstack([one, rng.normal(size=(5000, 4))]), edges) < 0.002
+    assert rank.segments_r2(np.ones((7, 8)), edges) == 0
 
 
 @pytest.mark.parametrize(("value", "rankme"), [(0.0, 1.0), (2.0, 1.0)])

@@ -44,6 +44,17 @@ def test_what_was_written_is_read(files):
     assert (read.dataset, read.classes) == ("digits", ["0", "1", "2"])
 
 
+def test_edges_of_segments_are_read_where_they_were_written_and_fit(files: tuple[Path, Path]) -> None:
+    features, meta = files
+    assert store.read(*files).edges is None
+    store.write(features, **arrays(), edges=np.array([0, 2, 5]))
+    assert store.read(*files).edges.tolist() == [0, 2, 5]
+    for wrong in ([0, 2, 4], [1, 5], [0, 3, 2, 5], [5]):
+        store.write(features, **arrays(), edges=np.array(wrong))
+        with pytest.raises(UserError, match="do not rise from 0 to 5"):
+            store.read(features, meta)
+
+
 def test_validation_images_are_those_of_meta(files):
     assert store.read(*files).validation.tolist() == [1, 4]
 

@@ -22,6 +22,8 @@ def results(tmp_path: Path) -> list[Path]:
                 for d, dataset in enumerate(("sprites", "digits", "photos")):
                     best = 50.0 + 10 * m + seed + step / 10 + d
                     found = {"method": method, "dataset": dataset, "seed": seed, "accuracy": 0.0}
+                    found["knn"] = {"accuracy": 0.0, "validation": best - 9}
+                    found["rank"] = {"rankme": 7.5, "participation": 2.5} | ({"segments_r2": 0.25} if m else {})
                     found["validation"] = [{"l2": l2, "accuracy": best - 3 * abs(l2 - 1)} for l2 in (10.0, 1.0, 0.1)]
                     paths.append(tmp_path / method / f"seed{seed}" / f"step{step}" / f"{dataset}.json")
                     paths[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,10 @@ def test_the_table_holds_the_best_validation_accuracy_of_each_point(results: lis
     assert len(rows) == 24
     assert rows["simsiam", 0, 5, "sprites"] == 50.5
     assert rows["diffsiam_hier", 1, 10, "photos"] == 64.0
+    row = pd.read_csv(tmp_path / "curve.csv").iloc[-1]
+    assert (row["method"], row["knn"], row["rankme"], row["participation"]) == ("diffsiam_hier", 55.0, 7.5, 2.5)
+    assert row["segments_r2"] == 0.25
+    assert pd.isna(pd.read_csv(tmp_path / "curve.csv")["segments_r2"][0])
     assert (tmp_path / "curve.png").stat().st_size > 1000
     assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
 

@@ -213,3 +213,39 @@ def test_without_a_baseline_there_is_a_picture_that_says_so() -> None:
     fig = paired.draw(paired.table(*only, "sprites"), "sprites")
     assert not fig.axes
     assert "Nothing to compare" in fig.texts[0].get_text()
+
+
+def test_probabilities_are_corrected_for_their_number_as_holm_does() -> None:
+    assert paired.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired.holm(np.array([0.5, 0.6, 0.01])) == pytest.approx([1, 1, 0.03])
+    rng = np.random.default_rng(0)  # by the definition: reject one after the other at alpha / (those that are left)
+    for _ in range(20):
+        p, alpha = rng.uniform(0, 0.1, 9), 0.05
+        left, rejected = sorted(range(9), key=lambda i, p=p: p[i]), set()
+        while left and p[left[0]] <= alpha / len(left):
+            rejected.add(left.pop(0))
+        assert set(np.flatnonzero(paired.holm(p) <= alpha)) == rejected
+
+
+def test_a_single_cell_is_told_by_the_larger_probability_over_episodes_and_over_trainings() -> None:
+    frame = paired.table(linear(), fewshot(), "sprites")
+    cells = frame[(frame["seed"] == "all") & (frame["dataset"] != paired.AVERAGE)]
+    assert frame["holm"].notna().sum() == len(cells)
+    episodes = np.array([5, 10, 10, 25])  # mean over seeds of digits; of photos half of it, rounded to queries
+    of_digits = select(cells, protocol="fewshot", dataset="digits", **HIER)
+    over_episodes = 2 * scipy.stats.norm.sf(episodes.mean() / (episodes.std() / 2))
+    over_trainings = scipy.stats.ttest_1samp([10, 15], 0).pvalue
+    assert over_episodes < over_trainings
+    assert paired.chance(of_digits, 2) == pytest.approx([over_trainings])
+    assert paired.chance(of_digits, 1) == pytest.approx([over_episodes])
+    part = cells[(cells["method"] == "diffsiam_hier") & (cells["against"] == "simsiam")]
+    assert len(part) == 4  # two data sets by two protocols
+    assert part["holm"].tolist() == pytest.approx(paired.holm(paired.chance(part, 2)))
+
+
+def test_equal_results_are_no_difference() -> None:
+    same = [result | {"seed": seed} for seed in SEEDS for result in linear(("simsiam",))[::2]]
+    twice = same + [result | {"method": "pdae"} for result in same]
+    few = [r for r in fewshot() if r["method"] == "simsiam"]
+    frame = paired.table(twice, few + [r | {"method": "pdae"} for r in few], "sprites")
+    assert (frame["holm"].dropna() == 1).all()

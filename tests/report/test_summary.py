@@ -246,7 +246,7 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(command) == 0
     assert (tmp_path / "summary.md").read_text() == make(tmp_path)
     assert list(pd.read_csv(tmp_path / "paired.csv")) == [
-        "protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread",
+        "protocol", "shots", "method", "against", "dataset", "seed", "difference", "ci95", "spread", "holm",
     ]  # fmt: skip
     command.remove(str(files[0][0]))
     assert cli.main(command) == 2
