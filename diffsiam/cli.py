@@ -171,8 +171,8 @@ def _disentangled(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 def _sheet(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import sheets
 
-    whose = {"method": args.method, "features": args.features, "config": args.config}
-    sheets.run(args.kind, args.data, params.section(raw, params.Sheets), args.out, **whose)
+    cfg = params.section(raw, params.Sheets)
+    sheets.run(args.kind, args.data, cfg, args.out, method=args.method, features=args.features)
 
 
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -415,7 +415,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
     sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the images themselves")
     sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
-    sub.add_argument("--config", type=Path, metavar="JSON", help="config.json of the encoder, for segments")
 
     sub = stage("disentangled", _disentangled, "Collect scores of disentanglement as CSV, Markdown and LaTeX.")
     sub.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="scores to collect")

@@ -168,10 +168,10 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         whose = ["--method", "diffsiam_hier", "--seed", "0", "--config", trained / "config.json"]
         where = ["--features", at / "cells.npz", "--meta", at / "grid.json", "--out", at / "scores.json"]
         commands.run("disentanglement", *where, *whose)
-    of_test, whole = ["--data", at / "data", "--method", "diffsiam_hier"], ["--config", trained / "config.json"]
-    for kind, rest in (("neighbours", []), ("embedding", []), ("segments", whole)):
+    for kind in ("neighbours", "embedding", "segments"):
         with of(f"sheet_{kind}"):
-            commands.run("sheet", kind, *of_test, "--features", at / "ema.npz", *rest, "--out", at / f"{kind}.sheet")
+            whose = ["--data", at / "data", "--method", "diffsiam_hier", "--features", at / "ema.npz"]
+            commands.run("sheet", kind, *whose, "--out", at / f"{kind}.sheet")
     with of("probmask"):
         commands.run("probmask", "--encoder", ema, "--data", at / "data", "--out", at / "probmask")
     networks = ["--data", at / "data", "--diffusion", at / "dm", "--representation", trained]

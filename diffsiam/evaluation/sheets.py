@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 from diffsiam import runtime
 from diffsiam.errors import UserError
 from diffsiam.evaluation import heads, metrics, store
-from diffsiam.models.segments import recorded_edges
 from diffsiam.params import Sheets
+from diffsiam.training.methods import METHODS
 
 Array = NDArray[np.float32]
 _PENALTIES = np.geomspace(1e-3, 1e5, 9)  # of the ridge regressions, chosen by leave-one-out on train images
@@ -29,9 +29,7 @@ _ROUNDING = 1e-6  # points above chance that are none
 _NEIGHBOURS = 5  # that the trustworthiness of a map is about, scikit-learn's own
 
 
-def run(
-    kind: str, data: Path, cfg: Sheets, out: Path, *, method: str, features: Path | None, config: Path | None
-) -> None:
+def run(kind: str, data: Path, cfg: Sheets, out: Path, *, method: str, features: Path | None) -> None:
     """Write what one sheet shows of one encoder.
 
     Args:
@@ -39,19 +37,21 @@ def run(
         data: folder of a prepared data set.
         features: of that data set by the encoder; None for `heads.PIXELS`, the images themselves.
         method: the encoder's, for the record.
-        config: config.json of the encoder, which says how z is cut; for segments.
     Raises:
-        UserError: features that `store.read` refuses; too few test images; no labels of the kind that is needed.
+        UserError: features that `store.read` refuses, or of a z without segments; too few test images; no labels of the
+            kind that is needed.
     """
     if (features is None) != (method == heads.PIXELS):
         raise UserError("--features: give those of the encoder; without, --method pixels is the images themselves.")
     meta = runtime.read_json(data / "meta.json")
     if kind == "segments":
-        if features is None or config is None:
-            raise UserError("--features, --config: segments are of an encoder. Give its features and its config.json.")
-        found = store.read(features, data / "meta.json")
-        edges = recorded_edges(runtime.read_json(config)).numpy()
-        result = segments(found.train, found.test, data, meta, edges, cfg.seed)
+        found = None if features is None else store.read(features, data / "meta.json")
+        if found is None or found.edges is None:
+            cut = ", ".join(name for name, row in METHODS.items() if row.segment or row.coded)
+            raise UserError(
+                f"--features {features}: of no z with segments. Extract those of an encoder by one of {cut}."
+            )
+        result = segments(found.train, found.test, data, meta, found.edges, cfg.seed)
         return store.write_result(out, {"method": method, "dataset": meta["dataset"]} | result)
     images = runtime.read_array(data / "images_test.npy")
     x = heads.pixel_features(images) if features is None else store.read(features, data / "meta.json").test

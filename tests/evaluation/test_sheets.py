@@ -19,6 +19,7 @@ from diffsiam.evaluation import sheets, store
 CFG = params.Sheets(queries=3, neighbours=4, points=60, perplexity=5.0, seed=0)
 TRAIN, TEST, SIDE, WIDTH = 80, 70, 4, 12
 SEGMENTS = 4
+EDGES = np.arange(0, WIDTH + 1, WIDTH // SEGMENTS)
 
 
 @pytest.fixture
@@ -39,14 +40,14 @@ def prepared(folder: Path, rng: np.random.Generator, classes: int = 3, attribute
     return folder
 
 
-def features(data: Path, train: np.ndarray, test: np.ndarray) -> Path:
-    store.write(data / "z.npz", train, np.load(data / "labels_train.npy"), test, np.load(data / "labels_test.npy"))
-    return data / "z.npz"
+def features(data: Path, train: np.ndarray, test: np.ndarray, *, edges: np.ndarray | None = EDGES) -> None:
+    labels, labels_test = (np.load(data / f"labels_{part}.npy") for part in ("train", "test"))
+    store.write(data / "z.npz", train, labels, test, labels_test, edges=edges)
 
 
 def made(kind: str, data: Path, **whose: Any) -> dict[str, Any]:
     out = data / f"{kind}.out"
-    sheets.run(kind, data, CFG, out, **{"method": "pdae", "features": data / "z.npz", "config": None} | whose)
+    sheets.run(kind, data, CFG, out, **{"method": "diti", "features": data / "z.npz"} | whose)
     return json.loads(out.read_text()) if kind == "segments" else dict(np.load(out))
 
 
@@ -152,19 +153,13 @@ def planted(data: Path, rng: np.random.Generator, where: tuple[int, int]) -> tup
     return z[0], z[1]
 
 
-def record(folder: Path) -> Path:
-    config = {"method": "diffsiam_hier", "dim": WIDTH, "segments": SEGMENTS, "params": {"representation": {}}}
-    runtime.write_json(folder / "config.json", config)
-    return folder / "config.json"
-
-
 def test_segments_are_scored_as_scikit_learn_scores_a_ridge_regression_of_each_label_on_each(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     data = prepared(tmp_path, rng)
     train, test = planted(data, rng, (0, 3))
     features(data, train, test)
-    found, train, test = made("segments", data, config=record(tmp_path)), train.astype(float), test.astype(float)
+    found, train, test = made("segments", data), train.astype(float), test.astype(float)
     y, y_test = (np.load(data / f"attributes_{part}.npy") for part in ("train", "test"))
     cuts = [slice(3 * k, 3 * k + 3) for k in range(SEGMENTS)] + [slice(None)]
     expected = []
@@ -184,7 +179,7 @@ def test_whether_attributes_lie_apart_is_seen_on_the_half_that_did_not_choose_th
 ) -> None:
     data = prepared(tmp_path, rng)
     features(data, *planted(data, rng, where))
-    found = made("segments", data, config=record(tmp_path))
+    found = made("segments", data)
     assert (found["ci95"][0] > 0) == apart
     assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
     if apart:
@@ -202,7 +197,7 @@ def test_centres_are_the_weighted_means_written_out() -> None:
 
 # -------------------------------------------------------------------------------------------------- what fails
 def refused(kind: str, data: Path, words: str, cfg: params.Sheets = CFG, **whose: Any) -> None:
-    given: dict[str, Any] = {"method": "pdae", "features": data / "z.npz", "config": None} | whose
+    given: dict[str, Any] = {"method": "diti", "features": data / "z.npz"} | whose
     with pytest.raises(UserError, match=words):
         sheets.run(kind, data, cfg, data / "out.npz", **given)
     assert not (data / "out.npz").exists()
@@ -215,11 +210,15 @@ def test_what_cannot_be_shown_is_refused_in_one_message(tmp_path: Path, rng: np.
     refused("embedding", data, r"perplexity: met 20 for 60 .* less than 20", params.Sheets(3, 4, 60, 20.0, 0))
     refused("neighbours", data, r"met 70 and 3, but birds has 70 test images", params.Sheets(3, 70, 60, 5.0, 0))
     refused("neighbours", data, "--method pixels is the images themselves", features=None)
-    refused("segments", data, "--config")
+    refused(
+        "segments", data, r"--features None: of no z with segments\. .* by one of diti,", features=None, method="pixels"
+    )
+    features(data, rng.normal(size=(TRAIN, WIDTH)), rng.normal(size=(TEST, WIDTH)), edges=None)
+    refused("segments", data, r"z.npz: of no z with segments")
     (tmp_path / "plain").mkdir()
     plain = prepared(tmp_path / "plain", rng, attributes=0)
     features(plain, rng.normal(size=(TRAIN, WIDTH)), rng.normal(size=(TEST, WIDTH)))
-    refused("segments", plain, "birds has no attributes", config=record(plain))
+    refused("segments", plain, "birds has no attributes")
 
 
 def test_the_command_writes_a_sheet_of_pixels(tmp_path: Path, rng: np.random.Generator) -> None:

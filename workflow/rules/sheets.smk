@@ -25,7 +25,6 @@ OF_TEST = {
 # `on`: a data set of heads.attributes_on, whose features are those of its table.
 OF_ATTRIBUTES = {
     "features": rules.heads_features.output,
-    "config": f"{ENCODER}/config.json",
     "arrays": multiext("results/data/{on}/", "attributes_train.npy", "attributes_test.npy"),
     "meta": "results/data/{on}/meta.json",
 }
@@ -45,7 +44,7 @@ for file, needs in KINDS_OF_SHEETS.items():
             own=own(f"sheet_{kind}"),
             code=digest.digest("sheets"),
             kind=kind,
-            options=lambda wildcards, input: " ".join(f"--{name} {input[name]}" for name in ("features", "config") if input.get(name)),
+            features=lambda wildcards, input: f"--features {input.features}" if input.features else "",
         wildcard_constraints:
             method="|".join([*METHODS, PIXELS]),
         log:
@@ -57,7 +56,7 @@ for file, needs in KINDS_OF_SHEETS.items():
             mem_mb=lambda wildcards, attempt: 4000 * attempt,
             runtime=lambda wildcards, attempt: 60 * attempt,
         shell:
-            "diffsiam sheet {params.kind} {params.options} --data $(dirname {input.meta}) --method {wildcards.method} "
+            "diffsiam sheet {params.kind} {params.features} --data $(dirname {input.meta}) --method {wildcards.method} "
             "--out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
