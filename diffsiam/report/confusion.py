@@ -107,7 +107,7 @@ def _pairs(ax: Axes, one: Confusion) -> None:
     names = [f"{one.classes[a][:18]} as {one.classes[b][:18]}" for a, b in pairs]
     ax.set_yticks(range(len(pairs)), names, fontsize=7)
     ax.set_ylim(len(pairs) - 0.5, -0.5)
-    ax.set_xlim(left=0)
+    ax.set_xlim(left=-0.02 * ax.get_xlim()[1])
     ax.tick_params(axis="x", labelsize=7)
     ax.set_xlabel("share of the true class's test images (%)", fontsize=7)
     ax.set_title(f"{one.dataset}: confused most", fontsize=8.5)

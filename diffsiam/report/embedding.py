@@ -43,7 +43,7 @@ def draw(records: Sequence[Arrays], dataset: str) -> Figure:
     lines = math.ceil((len(names) + 1) / 4)
     size = max(_PANEL * columns, 6.0), 0.5 + rows * (_PANEL + 0.2) + 0.22 * lines
     fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False).flat
+    axes = [*fig.subplots(rows, columns, squeeze=False).flat]
     palette = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
     for ax, record in zip(axes, records, strict=False):
         for k in range(-1, len(names)):
@@ -53,7 +53,7 @@ def draw(records: Sequence[Arrays], dataset: str) -> Figure:
         ax.set_title(f"{title(str(record['method']))}\n{kept}", fontsize=8)
         ax.set(xticks=[], yticks=[])
         ax.set_box_aspect(1)
-    for ax in [*axes][len(records) :]:
+    for ax in axes[len(records) :]:
         ax.axis("off")
     shown = [(name, palette[k]) for k, name in enumerate(names)] + ([("others", _REST)] if (colour < 0).any() else [])
     marks = [Line2D([], [], ls="", marker="o", ms=5, color=c, label=name) for name, c in shown]

@@ -16,7 +16,7 @@ Arrays = Mapping[str, np.ndarray]  # of `diffsiam.evaluation.sheets.neighbours`
 
 NEEDED = ("method", "names", "queries", "images", "same", "labels", "agreement", "ci95", "chance", "tests", "classes")
 _WIDTH, _LARGEST = 9.0, 0.6  # inches: the figure, an image at most
-_OTHER = "#d62728"  # frame of a neighbour of another class
+_SAME = "#2ca02c"  # frame of a neighbour of the same class
 
 
 def title(method: str) -> str:
@@ -29,8 +29,8 @@ def draw(records: Sequence[Arrays], dataset: str) -> Figure:
     first = records[0]
     rows, shown = first["images"].shape[:2]
     gap, label, head, foot = 0.12, 1.0, 0.8, 0.3
-    tile = min(_LARGEST, (_WIDTH - label - gap * len(records)) / (1 + (shown - 1) * len(records)))
-    width = label + tile * (1 + (shown - 1) * len(records)) + gap * len(records)
+    tile = min(_LARGEST, (_WIDTH - label - gap * (len(records) + 1)) / (1 + (shown - 1) * len(records)))
+    width = label + tile * (1 + (shown - 1) * len(records)) + gap * (len(records) + 1)
     width, height = max(width, 6.0), head + rows * tile + foot
     fig = Figure(figsize=(width, height))
     fig.text(0.5, 1 - 0.18 / height, f"Nearest test images: {dataset}", ha="center", va="center", fontsize=10)
@@ -56,12 +56,12 @@ def draw(records: Sequence[Arrays], dataset: str) -> Figure:
 
 
 def _frame(ax: Any, same: np.ndarray, images: np.ndarray) -> None:
-    """A frame around each image of the mosaic that ``same`` (Q, K) says is of another class."""
+    """A frame around each image of the mosaic that ``same`` (Q, K) says is of the same class."""
     columns, side = images.shape[1:3]
     gap = (ax.images[0].get_array().shape[1] - columns * side) // max(columns - 1, 1)
-    for row, column in np.argwhere(same < 1):
+    for row, column in np.argwhere(same == 1):
         place = column * (side + gap) - 0.5, row * (side + gap) - 0.5
-        ax.add_patch(Rectangle(place, side, side, fill=False, edgecolor=_OTHER, linewidth=1.6, clip_on=False))
+        ax.add_patch(Rectangle(place, side, side, fill=False, edgecolor=_SAME, linewidth=1.6, clip_on=False))
 
 
 def _labels(record: Arrays) -> list[str]:
@@ -84,7 +84,7 @@ def _meaning(record: Arrays) -> str:
     if np.isnan(record["agreement"]):
         return "Nothing is known of these images that neighbours could agree in."
     what = "class" if bool(record["classes"]) else "attributes"
-    framed = "framed: another class than the query's. " if bool(record["classes"]) else ""
+    framed = "framed: of the query's class. " if bool(record["classes"]) else ""
     chance = f"by chance {100 * record['chance']:.1f} %"
     return f"{framed}% agree: neighbours of all test images with the same {what}, {chance}."
 

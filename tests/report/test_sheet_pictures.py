@@ -22,8 +22,8 @@ CLASSES = ["airplane", "automobile, of a long name", "bird"]
 def nearest(method: str, seed: int, classes: bool = True, **more: Any) -> dict[str, np.ndarray]:
     made: dict[str, Any] = {"method": method, "dataset": "CIFAR10", "names": CLASSES, "classes": classes, "tests": 900}
     made |= {"queries": 1000 * np.arange(QUERIES), "images": pictures(QUERIES, 1 + SHOWN, seed=seed)}
-    same = np.ones((QUERIES, SHOWN))
-    same[2, 3] = same[5, 0] = 0
+    same = np.zeros((QUERIES, SHOWN))
+    same[2, 3] = same[5, 0] = 1
     made |= {"same": same, "labels": np.arange(QUERIES)[:, None] % 3, "agreement": 0.75, "ci95": 0.02, "chance": 0.1}
     return {key: np.asarray(value) for key, value in (made | more).items()}
 
@@ -58,12 +58,14 @@ FIGURES = {
 def test_words_overlap_nowhere_and_can_be_read_where_the_figure_is_900_pixels_wide(name: str) -> None:
     fig = FIGURES[name]()
     legible(fig)
+    assert all((ax.images or ax.collections) for ax in fig.axes if ax.axison)  # no empty panel
+    assert all(ax.get_window_extent().x1 < fig.bbox.x1 - 2 for ax in fig.axes)
     for text in texts(fig):
         assert text.get_fontsize() / 72 * 900 / fig.get_size_inches()[0] >= 7, text.get_text()
 
 
 # -------------------------------------------------------------------------------------------------- neighbours
-def test_a_query_stands_left_of_its_neighbours_and_those_of_another_class_are_framed() -> None:
+def test_a_query_stands_left_of_its_neighbours_and_those_of_its_class_are_framed() -> None:
     records = [nearest("pdae", 1), nearest("pixels", 2)]
     query, z, pixels = neighbours.draw(records, "CIFAR10").axes
     shown = [ax.images[0].get_array() for ax in (query, z, pixels)]
