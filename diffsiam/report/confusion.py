@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
-from diffsiam.evaluation.metrics import Z95
 from diffsiam.report.figures import method_title
 from diffsiam.report.paired import color
 
@@ -124,11 +124,12 @@ def shows(found: Sequence[Confusion]) -> str:
         a, b = one.pairs[0]
         said = []
         for method, shares in one.shares.items():
-            p = shares[a, b]
-            half = Z95 * np.sqrt(p * (1 - p) / one.images[a])
-            said.append(f"{method_title(method)} {100 * p:.0f} ± {100 * half:.0f} %")
-        lines.append(f"{one.dataset}: {one.classes[a]} as {one.classes[b]} ({', '.join(said)})")
+            count = int(one.images[a])
+            interval = scipy.stats.binomtest(round(shares[a, b] * count), count).proportion_ci(method="wilson")
+            ends = f"{100 * interval.low:.0f} to {100 * interval.high:.0f}"
+            said.append(f"{method_title(method)} {100 * shares[a, b]:.0f} %, {ends}")
+        lines.append(f"{one.dataset}: {one.classes[a]} as {one.classes[b]} ({'; '.join(said)})")
     return (
-        "what is confused most, and in what share of the true class's test images, ± half of a 95 % interval over "
+        "what is confused most, and in what share of the true class's test images, with the 95 % interval over "
         f"them: {'. '.join(lines)}."
     )

@@ -40,8 +40,10 @@ def test_the_pairs_are_those_that_methods_confuse_most_in_the_mean(tmp_path: Pat
     (one,) = found(tmp_path, [result("pdae", 0, first), result("simsiam", 0, second)])
     assert one.pairs == [(0, 1), (1, 0)]  # both .3 in the mean: cat as dog stands first; no other is confused
     said = confusion.shows([one])
-    half = 100 * 1.96 * (0.4 * 0.6 / 10) ** 0.5
-    assert f"CIFAR10: cat as dog (PDAE 40 ± {half:.0f} %, SimSiam 20 ± 25 %)." in said
+    z, p, n = 1.959964, 0.4, 10  # Wilson 1927
+    middle, half = p + z**2 / 2 / n, z * (p * (1 - p) / n + z**2 / 4 / n**2) ** 0.5
+    low, high = (100 * end / (1 + z**2 / n) for end in (middle - half, middle + half))
+    assert f"CIFAR10: cat as dog (PDAE 40 %, {low:.0f} to {high:.0f}; SimSiam 20 %, 6 to 51)." in said
     left, right = confusion.draw([one]).axes
     np.testing.assert_allclose(left.images[0].get_array(), (np.array(first) + second) / 20)
     assert [line.get_xdata() for line in right.lines] == [pytest.approx([40, 10]), pytest.approx([20, 50])]
