@@ -158,5 +158,5 @@ def test_another_diffusion_model_and_a_method_without_a_decoder_are_refused(tmp_
         guided.load(folder, dm, tiny_guided.settings(), "cpu")
     config = runtime.read_json(folder / "config.json")
     runtime.write_json(folder / "config.json", {**config, "method": "simsiam"})
-    with pytest.raises(UserError, match=r"simsiam has no decoder.*pdae, diti, diffsiam_seq"):
+    with pytest.raises(UserError, match=r"simsiam has no decoder.*pdae, pdae_simsiam, diti, seq_alone, diffsiam_seq"):
         guided.load(folder, dm, tiny_guided.settings(), "cpu")
