@@ -168,6 +168,13 @@ def _disentangled(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     disentangled.run(args.results, args.reference, args.out)
 
 
+def _sheet(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.evaluation import sheets
+
+    cfg = params.section(raw, params.Sheets)
+    sheets.run(args.kind, args.data, cfg, args.out, method=args.method, features=args.features)
+
+
 def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     if args.what == "swaps":
         return _swaps(args, raw)
@@ -403,6 +410,12 @@ def _parser() -> argparse.ArgumentParser:
     encoder_options(sub)
     sub.add_argument("--config", type=Path, required=True, metavar="JSON", help="config.json of the encoder")
 
+    sub = stage("sheet", _sheet, "Neighbours, a map or the segments of an encoder's test features (docs/sheets.md).")
+    sub.add_argument("kind", choices=["neighbours", "embedding", "segments"])
+    sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
+    sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the images themselves")
+    sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
+
     sub = stage("disentangled", _disentangled, "Collect scores of disentanglement as CSV, Markdown and LaTeX.")
     sub.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="scores to collect")
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the published numbers")
@@ -450,7 +463,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
     sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
-    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, factors, swaps, frozen_grid")
+    sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, or a word such as neighbours")
     sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
     sub.add_argument(
         "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"

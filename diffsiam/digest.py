@@ -29,6 +29,7 @@ STAGE_MODULES = {
     "probmask": "diffsiam.evaluation.probmask",
     "heads": "diffsiam.evaluation.heads",
     "disentanglement": "diffsiam.evaluation.disentanglement",
+    "sheets": "diffsiam.evaluation.sheets",
     "generation": "diffsiam.generation.figures",
     "swaps": "diffsiam.generation.swaps",
     "attributes": "diffsiam.data.scene_attributes",

@@ -254,6 +254,15 @@ class Disentanglement:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sheets:
+    queries: int
+    neighbours: int
+    points: int
+    perplexity: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Pairs:
     seed: int
     count: int
@@ -341,6 +350,7 @@ SECTIONS: dict[str, type] = {
     "probmask": ProbMask,
     "heads": Heads,
     "disentanglement": Disentanglement,
+    "sheets": Sheets,
     "generation": Generation,
     "figures": Figures,
     "runtime": Runtime,

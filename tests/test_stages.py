@@ -168,6 +168,10 @@ def reads(commands: Commands) -> dict[str, set[str]]:
         whose = ["--method", "diffsiam_hier", "--seed", "0", "--config", trained / "config.json"]
         where = ["--features", at / "cells.npz", "--meta", at / "grid.json", "--out", at / "scores.json"]
         commands.run("disentanglement", *where, *whose)
+    for kind in ("neighbours", "embedding", "segments"):
+        with of(f"sheet_{kind}"):
+            whose = ["--data", at / "data", "--method", "diffsiam_hier", "--features", at / "ema.npz"]
+            commands.run("sheet", kind, *whose, "--out", at / f"{kind}.sheet")
     with of("probmask"):
         commands.run("probmask", "--encoder", ema, "--data", at / "data", "--out", at / "probmask")
     networks = ["--data", at / "data", "--diffusion", at / "dm", "--representation", trained]

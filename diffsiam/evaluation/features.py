@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from diffsiam import runtime
 from diffsiam.data import pixels
-from diffsiam.diffusion.schedule import TIMESTEPS
 from diffsiam.errors import UserError
 from diffsiam.evaluation import store
 from diffsiam.models import encoder as encoders
@@ -54,15 +53,10 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
 
 def edges(config: dict[str, Any]) -> np.ndarray | None:
     """The edges of z's segments, of an encoder with this config.json; None where its method has no segments, or one."""
-    count = config.get("segments", 0)
     method = METHODS.get(config.get("method", ""))
-    if method is None or not (method.segment or method.coded) or count < 2:
+    if method is None or not (method.segment or method.coded) or config.get("segments", 0) < 2:
         return None
-    diti = config["params"]["representation"].get("diti")
-    if diti and diti["stages"]:
-        widths = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
-        return segments.staged_edges(config["dim"], count, TIMESTEPS, *widths).numpy()
-    return segments.even_edges(config["dim"], count).numpy()
+    return segments.recorded_edges(config).numpy()
 
 
 def load_encoder(weights: Path) -> tuple[nn.Module, int]:

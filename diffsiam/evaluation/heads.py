@@ -140,7 +140,7 @@ def run(
     torch.set_num_threads(1)  # a batch is too small to share
     row = PROTOCOLS[protocol]
     meta = runtime.read_json(data / "meta.json")
-    names, y, y_test = _labels(row.labels, meta, data)
+    names, y, y_test = labelled(row.labels, meta, data)
     if features is None:
         images, images_test = (runtime.read_array(data / f"images_{part}.npy") for part in ("train", "test"))
         x, x_test = pixel_features(images), pixel_features(images_test)
@@ -296,8 +296,15 @@ def _once(metric: Metric, y: NDArray[Any], prediction: NDArray[Any]) -> NDArray[
 
 
 # -------------------------------------------------------------------------------------------- labels and pixels
-def _labels(kind: str, meta: dict[str, Any], data: Path) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
-    """Names, train labels and test labels, (N, L) each."""
+def labelled(kind: str, meta: dict[str, Any], data: Path) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Names, train labels and test labels, (N, L) each.
+
+    Args:
+        kind: ``attributes`` or ``targets``, continuous labels.
+        meta: meta.json of the folder ``data``.
+    Raises:
+        UserError: the data set has none; arrays of another shape, or that are not finite.
+    """
     names = list(meta.get(kind, []))  # absent from data sets prepared before there were any
     if not names:
         what = {"attributes": "attributes", "targets": "continuous labels"}[kind]

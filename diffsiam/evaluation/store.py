@@ -130,7 +130,7 @@ def problems(data: FeatureSet) -> tuple[str, str] | None:
     if mirrored is not None and (mirrored.shape, mirrored.dtype) != (data.train.shape, np.float32):
         return "features", f"{MIRRORED} has shape {mirrored.shape}, train {data.train.shape}"
     edges, dim = data.edges, data.train.shape[1]
-    if edges is not None and (edges[[0, -1]].tolist() != [0, dim] or (np.diff(edges) <= 0).any()):
+    if edges is not None and (edges[[0, -1]].tolist() != [0, dim] or (np.diff(edges) < 0).any()):
         return "features", f"{EDGES} {edges.tolist()} do not rise from 0 to {dim}"
     validation, images = data.meta["splits"]["val"], len(data.train)
     if 0 < len(set(validation)) < images and min(validation) >= 0 and max(validation) < images:

@@ -17,7 +17,7 @@ from diffsiam.errors import UserError
 from diffsiam.evaluation.features import load_encoder
 from diffsiam.models.codes import CodeDecoder
 from diffsiam.models.decoder import Decoder
-from diffsiam.models.segments import even_edges, mask, segment_of_step, staged_edges
+from diffsiam.models.segments import even_edges, mask, recorded_edges, segment_of_step
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
 from diffsiam.params import Generation
 from diffsiam.training import methods
@@ -173,15 +173,6 @@ def load(
     return Guided(
         dm, encoder, decoder, edges, cfg, mask_by_step=masks, device=device, captured=captured, guidance=guidance
     )
-
-
-def recorded_edges(config: dict[str, Any]) -> Tensor:
-    """The segments that a representation was trained with, from its config.json, of whatever version of the params."""
-    diti = config["params"]["representation"].get("diti")
-    if methods.lookup(config["method"]).segment == "timestep" and diti["stages"]:
-        stages, dims = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
-        return staged_edges(config["dim"], config["segments"], TIMESTEPS, stages, dims)
-    return even_edges(config["dim"], config["segments"])
 
 
 def trained(results: Path) -> list[dict[str, Any]]:

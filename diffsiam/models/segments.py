@@ -6,11 +6,13 @@ z has d numbers in n segments, z_1 .. z_n. Segment k lies between ``edges[k - 1]
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffsiam.errors import UserError
+from diffsiam.training import methods
 
 
 def even_edges(dim: int, segments: int) -> Tensor:
@@ -43,6 +45,16 @@ def staged_edges(
     for count, dims in zip(counts, dims_per_stage, strict=True):
         widths += [dims // count] * (count - 1) + [dims - dims // count * (count - 1)]
     return torch.tensor([0, *widths]).cumsum(0)
+
+
+def recorded_edges(config: dict[str, Any]) -> Tensor:
+    """Edges (n + 1,) of the segments that a representation was trained with, from its config.json, of whatever version
+    of the params."""
+    diti = config["params"]["representation"].get("diti")
+    if methods.lookup(config["method"]).segment == "timestep" and diti["stages"]:
+        stages, dims = tuple(diti["stages"]), tuple(diti["dims_per_stage"])
+        return staged_edges(config["dim"], config["segments"], stages[-1], stages, dims)
+    return even_edges(config["dim"], config["segments"])
 
 
 def segment_of_step(t: Tensor, segments: int, timesteps: int) -> Tensor:

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam import runtime
-from diffsiam.report import edits, factors, frozen_grid, swaps
+from diffsiam.report import (
+    accuracy_hours,
+    confusion,
+    edits,
+    embedding,
+    factors,
+    frozen_grid,
+    neighbours,
+    segments_attributes,
+    swaps,
+)
 from diffsiam.report.figures import Inputs, method_title, training_history
 
 
@@ -117,4 +127,9 @@ OWN: dict[str, Callable[[Inputs], str]] = {
     "factors": lambda inputs: factors.shows(factors.read(inputs.files)),
     "swaps": lambda inputs: swaps.shows([*inputs.arrays(swaps.NEEDED).values()]),
     "frozen_grid": lambda inputs: frozen_grid.shows(frozen_grid.read(inputs.files)),
+    "neighbours": lambda inputs: neighbours.shows([*inputs.arrays(neighbours.NEEDED).values()]),
+    "embedding": lambda inputs: embedding.shows([*inputs.arrays(embedding.NEEDED).values()]),
+    "segments_attributes": lambda inputs: segments_attributes.shows(segments_attributes.read(inputs.files)),
+    "confusion": lambda inputs: confusion.shows(confusion.read(inputs.files)),
+    "accuracy_hours": lambda inputs: accuracy_hours.shows(accuracy_hours.read(inputs.files, inputs.dataset)),
 }

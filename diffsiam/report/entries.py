@@ -76,6 +76,10 @@ SECTIONS: dict[str, tuple[Entry, ...]] = {
         _figure("factors", "disentanglement"),
         _figure("swaps", "disentanglement"),
     ),
+    "Encoders at a glance": tuple(
+        _figure(word, "sheets")
+        for word in ("neighbours", "embedding", "confusion", "segments_attributes", "accuracy_hours")
+    ),
     "Over training": (Entry("curve", "curve", picture="curve.png", files=("curve.csv", "curve.pdf")),),
     "Settings tried": (Entry("search", "search", table="search.md", files=("search.csv",)),),
 }

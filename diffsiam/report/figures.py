@@ -270,6 +270,36 @@ def _swaps(inputs: Inputs) -> Figure:
     return swaps.draw([*inputs.arrays(swaps.NEEDED).values()])
 
 
+def _neighbours(inputs: Inputs) -> Figure:
+    from diffsiam.report import neighbours
+
+    return neighbours.draw([*inputs.arrays(neighbours.NEEDED).values()], inputs.dataset)
+
+
+def _embedding(inputs: Inputs) -> Figure:
+    from diffsiam.report import embedding
+
+    return embedding.draw([*inputs.arrays(embedding.NEEDED).values()], inputs.dataset)
+
+
+def _segments_attributes(inputs: Inputs) -> Figure:
+    from diffsiam.report import segments_attributes
+
+    return segments_attributes.draw(segments_attributes.read(inputs.files))
+
+
+def _confusion(inputs: Inputs) -> Figure:
+    from diffsiam.report import confusion
+
+    return confusion.draw(confusion.read(inputs.files))
+
+
+def _accuracy_hours(inputs: Inputs) -> Figure:
+    from diffsiam.report import accuracy_hours
+
+    return accuracy_hours.draw(accuracy_hours.read(inputs.files, inputs.dataset), inputs.dataset)
+
+
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {
     "1_1": denoise,
     "3_1": _architecture,
@@ -288,4 +318,9 @@ OWN: dict[str, Callable[[Inputs], Figure]] = {
     "factors": _factors,
     "swaps": _swaps,
     "frozen_grid": lambda inputs: frozen_grid.draw(frozen_grid.read(inputs.files), inputs.dataset),
+    "neighbours": _neighbours,
+    "embedding": _embedding,
+    "segments_attributes": _segments_attributes,
+    "confusion": _confusion,
+    "accuracy_hours": _accuracy_hours,
 }

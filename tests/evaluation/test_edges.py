@@ -22,6 +22,7 @@ HIER = {"method": "diffsiam_hier", "segments": 4, "dim": 8, "params": {"represen
             HIER | {"method": "diti", "params": {"representation": {"diti": {"stages": None, "dims_per_stage": None}}}},
             [0, 2, 4, 6, 8],
         ),
+        (HIER | {"params": {"representation": {"diti": STAGED}}}, [0, 2, 4, 6, 8]),  # DiTi's, of params that all share
         (HIER | {"segments": 1}, None),
         (HIER | {"method": "simsiam"}, None),  # trained beside others; it knows no segments
         (HIER | {"method": "pdae"}, None),

@@ -14,7 +14,7 @@ from diffsiam import params, runtime
 from diffsiam.diffusion import ddim
 from diffsiam.errors import UserError
 from diffsiam.generation import model as guided
-from diffsiam.models.segments import even_edges
+from diffsiam.models.segments import even_edges, recorded_edges
 from diffsiam.models.unet import WEIGHTS
 from diffsiam.training.diffsiam import method_edges
 from diffsiam.training.methods import METHODS
@@ -137,7 +137,7 @@ def test_z_is_cut_as_the_params_say_where_the_method_was_trained_without_segment
 
 def test_a_record_without_the_settings_of_another_method_is_read() -> None:
     config = {"method": "diffsiam_hier", "dim": 16, "segments": 4, "params": {"representation": {}}}
-    assert torch.equal(guided.recorded_edges(config), even_edges(16, 4))
+    assert torch.equal(recorded_edges(config), even_edges(16, 4))
 
 
 @pytest.mark.parametrize("staged", [False, True])
@@ -146,7 +146,7 @@ def test_the_segments_are_those_of_the_training(method: str, staged: bool) -> No
     stages = {"stages": [300, 1000], "dims_per_stage": [3, 13]} if staged else {"stages": None, "dims_per_stage": None}
     cfg = tiny.section(params.Representation, encoder_width=2, segments=4, diti=stages)
     config = {"method": method, "dim": 16, "segments": 4, "params": {"representation": dataclasses.asdict(cfg)}}
-    assert torch.equal(guided.recorded_edges(config), method_edges(METHODS[method], cfg))
+    assert torch.equal(recorded_edges(config), method_edges(METHODS[method], cfg))
 
 
 def test_another_diffusion_model_and_a_method_without_a_decoder_are_refused(tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def test_another_diffusion_model_and_a_method_without_a_decoder_are_refused(tmp_
         guided.load(folder, dm, tiny_guided.settings(), "cpu")
     config = runtime.read_json(folder / "config.json")
     runtime.write_json(folder / "config.json", {**config, "method": "simsiam"})
-    with pytest.raises(UserError, match=r"simsiam has no decoder.*pdae, diti, diffsiam_seq"):
+    with pytest.raises(UserError, match=r"simsiam has no decoder.*pdae, pdae_simsiam, diti, seq_alone, diffsiam_seq"):
         guided.load(folder, dm, tiny_guided.settings(), "cpu")

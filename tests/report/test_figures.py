@@ -12,6 +12,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from diffsiam import params
@@ -62,24 +63,30 @@ def texts(fig: Figure) -> list[Text]:
     return [t for t in found if t not in beyond]
 
 
-@pytest.mark.parametrize("number", figures.FIGURES)
-def test_no_text_overlaps_another_or_leaves_the_figure(number: str, drawn: Callable[[str], Figure]) -> None:
-    check_layout(drawn(number))
-
-
-def check_layout(fig: Figure) -> None:
+def legible(fig: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that is drawn and its place, none of which overlaps another or leaves the figure."""
     shown = [(t.get_text(), t.get_window_extent()) for t in texts(fig)]
     assert len(shown) > 2
     for (a, box), (b, other) in itertools.combinations(shown, 2):
         inner = other.padded(-1)
         assert not box.overlaps(inner), f"{a!r} overlaps {b!r}"
-    for (text, box), ax in itertools.product(shown, [ax for ax in fig.axes if ax.images]):
-        assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
     for text, box in shown:
         assert box.x0 >= 0, text
         assert box.y0 >= 0, text
         assert box.x1 <= fig.bbox.x1, text
         assert box.y1 <= fig.bbox.y1, text
+    return shown
+
+
+def check_layout(fig: Figure) -> None:
+    """Every text is `legible`, and none lies on a picture."""
+    for (text, box), ax in itertools.product(legible(fig), [ax for ax in fig.axes if ax.images]):
+        assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
+
+
+@pytest.mark.parametrize("number", figures.FIGURES)
+def test_no_text_overlaps_another_or_leaves_the_figure(number: str, drawn: Callable[[str], Figure]) -> None:
+    check_layout(drawn(number))
 
 
 @pytest.mark.parametrize("number", figures.FIGURES)

@@ -19,7 +19,7 @@ from tests.test_params import leaves
 from tests.training import tiny
 
 JOBS = Path(__file__).resolve().parents[1] / "dvc" / "jobs.py"
-TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement", "search")
+TARGETS = ("all", "figures", "curve", "attributes_tables", "disentanglement", "search", "sheets")
 EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     "methods": ["untrained", "frozen_dm", "simsiam", "pdae", "diti", "diffsiam_hier"],
     "transfer": ["digits"],
@@ -31,7 +31,6 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
         ]
     },
     "disentanglement": {"methods": ["untrained", "pdae"]},
-    "by_method": {"diti": {"representation": {"diffusion_weight": 30.0}}},
     "search": {"seeds": [7], "grid": [{"method": "simsiam", "settings": {"ssl_weight": [2.0]}}]},
     "generation": {
         "methods": ["pdae", "diti", "diffsiam_hier"],
@@ -42,6 +41,7 @@ EXPERIMENT = {  # over the demo: of everything that rules come in, at least two
     },
     "figures": {"datasets": {"fig1_1": "birds"}},
 }
+BY_METHOD = {"diti": {"representation": {"diffusion_weight": 30.0}}}
 OVERRIDES = {"birds": {"diffusion": {"source": "fetch"}}}
 OWN = {"path": "birds", "layout": "classes", "metric": "accuracy", "validation": 0.3, "attributes": "birds.csv"}
 
@@ -185,6 +185,8 @@ def row(job: Job, raw: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
             return rest, ()
         case "pixel":
             return "classifier", ()
+        case "sheet":
+            return job["rule"], ()
         case "disentangle":
             return "disentanglement", ()
         case "table4" | "summary" | "provenance" | "page":
@@ -243,7 +245,8 @@ def expected(leaf: str, raw: dict[str, Any], before: list[Job], after: list[Job]
 @pytest.fixture(scope="module")
 def raw() -> dict[str, Any]:
     demo = yaml.safe_load((Path(__file__).resolve().parents[2] / "workflow/presets/demo.yaml").read_text())
-    return merged(demo, EXPERIMENT) | {"overrides": OVERRIDES, "datasets": {"birds": OWN}}
+    free = {"overrides": OVERRIDES, "by_method": BY_METHOD, "datasets": {"birds": OWN}}
+    return merged(demo, EXPERIMENT) | free
 
 
 @pytest.fixture(scope="module")
