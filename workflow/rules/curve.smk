@@ -68,7 +68,7 @@ rule curve:
         mem_mb=2000,
         runtime=10,
     shell:
-        "diffsiam curve --linear {input} --pretrain {params.pretrain} --out {output.csv} 2>&1 | tee {log}"
+        "diffsiam curve --linear {input} --pretrain {params.pretrain} --out {output.csv} --params '{{}}' 2>&1 | tee {log}"
 
 
 localrules:

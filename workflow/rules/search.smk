@@ -52,7 +52,7 @@ rule search:
         mem_mb=1000,
         runtime=10,
     shell:
-        "diffsiam search --linear {input.linear} --meta {input.meta} --out {output.csv} 2>&1 | tee {log}; cat {output.md}"
+        "diffsiam search --linear {input.linear} --meta {input.meta} --out {output.csv} --params '{{}}' 2>&1 | tee {log}; cat {output.md}"
 
 
 localrules:
