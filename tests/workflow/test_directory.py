@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.dvc.clones import Clone, working_tree
 from tests.workflow.test_edits import finish
 
 TARGETS = ("all", "figures")
+RULES = Path(__file__).resolve().parents[2] / "workflow" / "rules"
+SHELL = re.compile(r"shell:\n((?:\s+(?:#.*|\".*\"))+)")
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,11 @@ def test_commands_run_in_the_place_and_read_the_checkout(clone: Clone, tmp_path:
     clone.run("snakemake", "--directory", str(tmp_path), "--cores", "1", target)
     assert (tmp_path / target).exists()
     assert not (clone.root / "results/data").exists()
+
+
+def test_every_command_of_a_rule_is_given_its_parameters() -> None:
+    """Without --params a command reads params.yaml of where it runs, and there may be none."""
+    lines = [shell for file in sorted(RULES.glob("*.smk")) for shell in re.findall(SHELL, file.read_text())]
+    commands = [shell for shell in lines if re.search(r"\bdiffsiam \w", shell)]
+    assert len(commands) > 25
+    assert [shell for shell in commands if "--params" not in shell] == []
