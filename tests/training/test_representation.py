@@ -27,6 +27,7 @@ from diffsiam.training import representation
 from diffsiam.training.methods import METHODS
 
 WITH_DIFFUSION = [name for name, m in METHODS.items() if m.mask]
+WHOLE, ALONE = ("pdae", "pdae_simsiam"), ("diffsiam_seq", "seq_alone")  # what of z the decoder is shown
 DIFFSIAM = [name for name in WITH_DIFFUSION if name.startswith("diffsiam")]
 ABAR = [1.0]
 for _t in range(1000):
@@ -82,9 +83,9 @@ def test_steps_and_segments_are_drawn_uniformly_from_the_methods_ranges(name: st
 def literal_mask(z: Tensor, k: int, edges: list[int], name: str) -> Tensor:
     """The thesis's zbar_k of one image, slice by slice."""
     out = torch.zeros_like(z)
-    if name == "pdae":
+    if name in WHOLE:
         out[:] = z
-    elif name == "diffsiam_seq":
+    elif name in ALONE:
         out[edges[k - 1] : edges[k]] = z[edges[k - 1] : edges[k]]
     else:
         out[: edges[k]] = z[: edges[k]]
@@ -256,8 +257,8 @@ def test_gradient_of_the_loss_reaches_the_segments_that_the_method_trains(name: 
     assert leaf.z.grad is not None
     expected = torch.zeros(6, 8, dtype=torch.bool)
     for i, k in enumerate(batch["k"].tolist()):
-        start = 2 * (k - 1) if name in ("diffsiam_seq", "diffsiam_hier_detach") else 0
-        expected[i, start : 8 if name == "pdae" else 2 * k] = True
+        start = 2 * (k - 1) if name in (*ALONE, "diffsiam_hier_detach") else 0
+        expected[i, start : 8 if name in WHOLE else 2 * k] = True
     assert torch.equal(leaf.z.grad != 0, expected)
     assert len(set(batch["k"].tolist())) > 1
 
