@@ -113,3 +113,8 @@ def every(pattern):
         seed=config["seeds"],
         dataset=config["transfer"],
     )
+
+
+def of_first(pattern, methods, **wildcards):
+    """The pattern's files for the methods' encoders of the first seed, which pictures are of."""
+    return expand(pattern, pretrain=config["pretrain"], method=methods, seed=config["seeds"][0], **wildcards)

@@ -60,20 +60,15 @@ for file, needs in KINDS_OF_SHEETS.items():
             "--out {output} --params {params.own:q} 2>&1 | tee {log}"
 
 
-def sheets_of(file, methods, **wildcards):
-    """A sheet's files, of the encoders of the first seed."""
-    return expand(f"{SHEETS}/{file}", pretrain=config["pretrain"], method=methods, seed=config["seeds"][0], **wildcards)
-
-
 FROZEN = [name for name in config["methods"] if METHODS[name].frozen]
 PICTURED = config["figures"]["method"] if config["figures"]["method"] in config["methods"] else config["methods"][-1]
 CUT = [name for name in config["methods"] if METHODS[name].segment or METHODS[name].coded]
 LINEAR = every("results/linear/{pretrain}/{method}/seed{seed}/{dataset}.json")
 TRAINED_IN = [*dict.fromkeys(TRAININGS)]
 OWN_SHEETS = {
-    "neighbours": sheets_of("neighbours.npz", [*dict.fromkeys([PICTURED, *FROZEN]), PIXELS]),
-    "embedding": sheets_of("embedding.npz", [*config["methods"], PIXELS]),
-    "segments_attributes": sheets_of("segments_{on}.json", CUT, on=HEADS_ON["attributes"]),
+    "neighbours": of_first(f"{SHEETS}/neighbours.npz", [*dict.fromkeys([PICTURED, *FROZEN]), PIXELS]),
+    "embedding": of_first(f"{SHEETS}/embedding.npz", [*config["methods"], PIXELS]),
+    "segments_attributes": of_first(f"{SHEETS}/segments_{{on}}.json", CUT, on=HEADS_ON["attributes"]),
     "confusion": LINEAR,
     "accuracy_hours": [*LINEAR, *TRAINED_IN, *(str(Path(file).with_name("history.csv")) for file in TRAINED_IN)],
 }
