@@ -210,6 +210,29 @@ def _manipulate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     pictures.manipulate(args.picture, _trained(args, raw), args.out, **which)
 
 
+def _restore(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import pictures
+    from diffsiam.report import save, strips
+
+    pictures.check_png(args.out)
+    trained = _trained(args, raw)
+    made = pictures.restored(args.picture, args.segments, args.levels, trained, noise_seed=args.noise_seed)
+    save.save(strips.restored(made, trained.method, trained.pretrain), args.out)
+
+
+def _samples(args: argparse.Namespace, raw: dict[str, Any]) -> None:
+    from diffsiam.generation import pictures, samples
+    from diffsiam.report import save, strips
+
+    pictures.check_png(args.out)
+    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
+    name = args.pretrain or raw.get("pretrain", "")
+    folders = args.results / "data" / name, args.results / "diffusion" / name
+    made = samples.draw(*sections, *folders, count=args.count, seed=args.noise_seed, root=_root(raw))
+    save.save(strips.samples(made, name), args.out)
+    print(samples.summary(made))
+
+
 def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
     """The trained networks that the options name."""
     from diffsiam.generation import pictures
@@ -451,6 +474,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dims", metavar="D", help="dimensions of the classifier, or all (default: the fewest there are)")
     sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
     trained_options(sub)
+
+    sub = stage("restore", _restore, "A picture under noise, restored without and with segments of z.", ruled=False)
+    sub.add_argument("picture", type=Path, metavar="PICTURE", help="an image file of any size")
+    sub.add_argument("--segments", nargs="+", required=True, metavar="A-B", help="half-open from 0: 0-8 is z_1 .. z_8")
+    sub.add_argument("--levels", type=int, nargs="+", default=[200, 500, 800], metavar="T", help="default: 200 500 800")
+    sub.add_argument("--noise-seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    trained_options(sub)
+
+    sub = stage(
+        "samples", _samples, "What the diffusion model makes of noise alone, and whether it copies.", ruled=False
+    )
+    sub.add_argument("--count", type=int, default=24, metavar="N", help="default: 24")
+    sub.add_argument("--pretrain", metavar="NAME", help="data set it was trained on (default: params' pretrain)")
+    sub.add_argument("--noise-seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
     sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
     sub.add_argument("table", choices=["4_1", "4_2", "attributes"])

@@ -170,7 +170,9 @@ def test_only_commands_that_rules_give_too_are_recorded() -> None:
     ruled = {name for name, stage in stages.items() if stage.get_default("ruled")}
     given = re.findall(r'"(?:trap \S+ TERM; )?diffsiam ([a-z]+) ', "".join(map(Path.read_text, RULES)))
     assert ruled == set(given)
-    assert {"evaluate", "counterfactual", "manipulate", "publish", "fetch", "crate"} == set(stages) - ruled
+    assert {"evaluate", "counterfactual", "manipulate", "restore", "samples", "publish", "fetch", "crate"} == set(
+        stages
+    ) - ruled
 
 
 def test_nothing_is_recorded_of_a_rules_own_job(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

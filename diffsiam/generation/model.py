@@ -98,6 +98,15 @@ class Guided:
         """Images of noise x_T, as `invert`."""
         return self._integrate("sample", ddim.sample, x_T, z, self.cfg.steps)
 
+    def estimate(self, x: Tensor, t: Tensor, z: Tensor | None) -> Tensor:
+        """x0_hat in [-1, 1] of images x (N, 3, side, side) with the noise of steps t (N,), in one evaluation: given z
+        (N, d) or (1, d), or of the frozen U-Net alone."""
+
+        def run(x: Tensor, t: Tensor, *z: Tensor) -> Tensor:
+            return self.table.x0_from_noise(x, t, self.noise(z[0] if z else None)(x, t)).clamp(-1, 1)
+
+        return self._batches("restore", run, x, t, *([] if z is None else [z.expand(len(x), -1)]))
+
     def latents(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """(z, x_T) of images, inverted as ``cfg.inversion`` says."""
         z = self.encode(x0)

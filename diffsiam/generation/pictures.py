@@ -1,10 +1,11 @@
-"""A user's own pictures: read, edited by a trained model, written as a strip."""
+"""A user's own pictures: read, edited or restored from noise by a trained model; edits are written as a strip."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from diffsiam import runtime
 from diffsiam.data import images, pixels
+from diffsiam.diffusion import ddim
+from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation import probmask
 from diffsiam.generation import counterfactual as algorithm2
@@ -95,6 +98,41 @@ def manipulate(
     x0 = read_pictures([picture], side)
     made = algorithm3.manipulate(model, model.whole.latents(x0), classifier, chosen)[0]
     write_strip(out, [torch.cat([x0, made])])
+
+
+def restored(
+    picture: Path, segments: Sequence[str], levels: Sequence[int], trained: Trained, *, noise_seed: int
+) -> dict[str, NDArray[Any]]:
+    """x0_hat of a picture under noise, in one evaluation: of the diffusion model alone (Figure 1.1), and given ranges
+    of segments, all else of z at zero.
+
+    Args:
+        segments: ``A-B``, half-open from 0.
+        levels: steps of 1 to 1000, rising noise.
+    Returns:
+        original (side, side, 3), noisy (L, side, side, 3) and images (L, 1 + R, side, side, 3), uint8, the model alone
+        first; errors (L, 1 + R), the root mean squared error against the picture in grey levels of 255; ranges (R, 2);
+        levels (L,).
+    Raises:
+        UserError: a range that is none, a level out of range, no trained networks, no picture.
+    """
+    if not levels or min(levels) < 1 or max(levels) > TIMESTEPS:
+        raise UserError(f"--levels {' '.join(map(str, levels))}: a step of noise is 1 to {TIMESTEPS}.")
+    model, side = trained.load()
+    model = model.whole
+    ranges = [algorithm2.parse_range(text, model.segments) for text in segments]
+    x0 = read_pictures([picture], side)
+    noise = ddim.noise_like(x0, noise_seed, "restored", [0])
+    t = torch.tensor(levels)
+    x = Schedule().q_sample(x0.expand(len(t), -1, -1, -1), t, noise)
+    z = model.encode(x0)
+    position = torch.arange(z.shape[1])
+    seen = [z * ((model.edges[a] <= position) & (position < model.edges[b])) for a, b in ranges]
+    images = to_stored(torch.stack([model.estimate(x, t, given) for given in [None, *seen]], dim=1))
+    original = to_stored(x0[0])
+    errors = np.sqrt(np.square(images - original.astype(np.float64)).mean(axis=(2, 3, 4)))
+    arrays = {"original": original, "noisy": to_stored(x), "images": images, "errors": errors}
+    return {**arrays, "ranges": np.array(ranges, np.int64), "levels": np.array(levels)}
 
 
 def find_classifier(folder: Path, attribute: str, dims: str | None) -> probmask.Classifier:

@@ -1,4 +1,4 @@
-"""The two commands for a user's own pictures: what they write, and every mistake as one message."""
+"""The commands for a user's own pictures: what they write, and every mistake as one message."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from diffsiam import cli
+from diffsiam import cli, runtime
 from diffsiam.evaluation import probmask
 from diffsiam.generation import pictures
+from diffsiam.params import Runtime
 from tests.generation import tiny_guided
 from tests.training import tiny
 
@@ -92,7 +94,46 @@ def test_a_picture_of_a_turned_camera_is_upright_and_16_bits_are_scaled(tmp_path
     assert np.allclose(scan, phone, atol=0.1)
 
 
+@pytest.mark.parametrize("guidance", ["w_t", "score"])
+def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guidance: str) -> None:
+    trained = pictures.Trained(
+        place / "results", "sprites", "diffsiam_hier", 0, tiny_guided.settings(guidance=guidance), tiny.section(Runtime)
+    )
+    got = pictures.restored(place / "a.png", ["0-2", "1-3", "0-0"], [400, 700], trained, noise_seed=3)
+    dm, encoder, decoder = tiny_guided.networks()
+    x0 = pictures.read_pictures([place / "a.png"], tiny_guided.SIDE)
+    noise = torch.randn(x0.shape[1:], generator=runtime.generator(3, "restored", 0))
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    width = tiny_guided.DIM // tiny_guided.SEGMENTS
+    with torch.no_grad():
+        z = encoder(x0)
+        for i, t in enumerate((400, 700)):
+            signal, sigma, before = abar[t - 1].sqrt(), (1 - abar[t - 1]).sqrt(), abar[t - 2]
+            x = (signal * x0 + sigma * noise).float()
+            trunk, eps = dm(x, torch.tensor([t]))
+            alone = (x - sigma * eps) / signal
+            strength = (1 - before) / before.sqrt() if guidance == "w_t" else sigma**2 / signal  # Eq. 3.8 in x0
+            expected = [alone]
+            for first, end in ((0, 2), (1, 3), (0, 0)):
+                seen = torch.zeros_like(z)
+                seen[:, first * width : end * width] = z[:, first * width : end * width]
+                expected.append(alone + strength * decoder(seen, trunk))
+            levels = [((e.clamp(-1, 1) + 1) * 127.5)[0].permute(1, 2, 0).numpy() for e in expected]
+            assert np.abs(got["images"][i] - np.stack(levels)).max() <= 0.51  # rounding to whole grey levels
+            picture = ((x0 + 1) * 127.5)[0].permute(1, 2, 0).numpy()
+            wanted = [((level - picture) ** 2).mean() ** 0.5 for level in levels]
+            assert got["errors"][i] == pytest.approx(wanted, abs=0.5)
+    assert len({image.tobytes() for image in got["images"].reshape(-1, *x0.shape[2:], 3)}) == 8
+
+
+def test_restore_writes_a_labelled_strip(place: Path) -> None:
+    assert call("restore", "a.png", "--segments", "0-2", "0-4", "--levels", "100", "700", "--out", "new/r.png") == 0
+    assert strip("new/r.png").shape[1] == 2700  # 9 inches
+    assert Path("new/r.pdf").is_file()
+
+
 COUNTERFACTUAL = ["counterfactual", "a.png", "b.jpg", "--segments", "0-2", "--out", "x.png"]
+RESTORE = ["restore", "a.png", "--segments", "0-2", "--out", "x.png"]
 MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"]
 
 
@@ -113,6 +154,9 @@ MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"
             ["There is none", "snakemake --cores all results/representation/sprites"],
         ),
         ([*COUNTERFACTUAL, "--out", "x.jpg"], ["x.jpg", "ends with .png"]),
+        (["restore", "text.png", *RESTORE[2:]], ["text.png: not an image"]),
+        ([*RESTORE, "--levels", "0", "500"], ["--levels 0 500", "1 to 1000"]),
+        ([*RESTORE, "--segments", "3-9"], ["'3-9'", "4 segments"]),
         (["manipulate", "text.png", *MANIPULATE[2:]], ["text.png: not an image"]),
         ([*MANIPULATE, "--attribute", "Smiling"], ["no attribute 'Smiling'", "There are: Red_left"]),
         ([*MANIPULATE, "--dims", "16"], ["no classifier of 16 dimensions", "There are: 3, all"]),
