@@ -2,10 +2,11 @@
 # What a machine with a GPU shall run first, in order of worth: does it compute what the CPU computes, how fast are the
 # training steps, and a preset from data to tables. Each part has a time limit and a log below results/gpu-check/.
 #
-#     bash workflow/scripts/gpu-check.sh [PRESET]
+#     bash workflow/scripts/gpu-check.sh [PRESET [TARGET ...]]
 #
 # PYTHON, SNAKEMAKE: the commands to use (default: those of .venv, else of PATH). PRESET: a file of workflow/presets,
-# without .yaml; left out, nothing is trained. MINUTES: the limit of the preset's run, 60 by default.
+# without .yaml; left out, nothing is trained. TARGET: what is made of it, tables by default. MINUTES: the limit of the
+# preset's run, 60 by default.
 set -u
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
@@ -40,6 +41,8 @@ PY
 part devices 300 "$PYTHON" -m pytest tests/test_devices.py tests/test_graph.py
 part bench 300 "$PYTHON" -m tests.benchmarks.bench_gpu
 if [ $# -gt 0 ]; then
-	part "$1" $((60 * ${MINUTES:-60})) "$SNAKEMAKE" --cores all --configfile "workflow/presets/$1.yaml" -- tables
+	preset=$1
+	shift
+	part "$preset" $((60 * ${MINUTES:-60})) "$SNAKEMAKE" --cores all --configfile "workflow/presets/$preset.yaml" -- "${@:-tables}"
 fi
 exit $failed
