@@ -13,6 +13,7 @@ from diffsiam import runtime
 from diffsiam.training import methods
 
 _NOTHING = "nothing was measured"
+_COLUMNS = 4  # panels beside each other, that can be read where a README shows them
 
 
 def read(files: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -28,28 +29,31 @@ def matrix(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def draw(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """One row of panels per data set, one panel per method; all on one scale of grey."""
+    """A panel for each method, those of a data set in rows of their own; all on one scale of grey."""
     datasets = list(dict.fromkeys(r["pretrain"] for r in records))
     if not datasets:
         fig = Figure(figsize=(6, 1))
         fig.text(0.5, 0.5, f"Codes and factors: {_NOTHING}.", ha="center")
         return fig
-    rows = [[r for r in records if r["pretrain"] == name] for name in datasets]
-    columns, codes = max(map(len, rows)), [max(r["codes"] for r in row) for row in rows]
-    heights = [1.9 + 0.11 * n for n in codes]
+    lines = []
+    for name in datasets:
+        own = [r for r in records if r["pretrain"] == name]
+        lines += [own[i : i + _COLUMNS] for i in range(0, len(own), _COLUMNS)]
+    heights = [1.9 + 0.11 * max(r["codes"] for r in line) for line in lines]
+    columns = max(map(len, lines))
     fig = Figure(figsize=(1.2 + 1.9 * columns, 0.6 + sum(heights)), layout="constrained")
-    panels = fig.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    panels = fig.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     top = max(matrix(r).max() for r in records)
-    for row, axes in zip(rows, panels, strict=True):
-        for record, ax in zip(row, axes, strict=False):
+    for line, axes in zip(lines, panels, strict=True):
+        for record, ax in zip(line, axes, strict=False):
             shown = ax.imshow(
                 matrix(record), cmap="Greys", vmin=0, vmax=top or 1, aspect="auto", interpolation="nearest"
             )
             ax.set_title(f"{methods.lookup(record['method']).title}\n{scores(record)}", fontsize=7)
             ax.set_xticks(range(len(record["factors"])), list(record["factors"]), rotation=90, fontsize=7)
             ax.tick_params(axis="y", labelsize=6)
-        axes[0].set_ylabel(f"{row[0]['pretrain']}: code or segment", fontsize=8)
-        for ax in axes[len(row) :]:
+        axes[0].set_ylabel(f"{line[0]['pretrain']}: code or segment", fontsize=8)
+        for ax in axes[len(line) :]:
             ax.axis("off")
     scale = fig.colorbar(shown, ax=panels, shrink=0.6)
     scale.ax.tick_params(labelsize=7)

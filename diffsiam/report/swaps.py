@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffsiam.report.figures import method_title, mosaic
+from diffsiam.report.figures import WIDTH, method_title, mosaic
 
 Arrays = Mapping[str, np.ndarray]  # of `diffsiam.generation.swaps`
 
 NEEDED = ("dataset", "method", "factors", "accuracy", "sources", "targets", "swap", "swap_moved", "swap_carried")
 _NOTHING = "nothing was measured"
-_TILE, _TALLEST = 0.45, 12.0  # inches: an image, at most; all of them, where a method has many segments
+# Inches: an image, at most; a panel's images, where a method has many segments; labels left of them.
+_TILE, _TALLEST, _LABEL = 0.45, 12.0, 1.9
 
 
 class Panel(NamedTuple):
@@ -28,24 +29,24 @@ class Panel(NamedTuple):
 
 
 def draw(records: Sequence[Arrays]) -> Figure:
-    """A column for each data set and method: swaps above, conditioning on one code alone below, where there is any."""
+    """A panel for each data set and method: swaps above, conditioning on one code alone below, where there is any."""
     if not records:
         fig = Figure(figsize=(6, 1))
         fig.text(0.5, 0.5, f"Swaps of codes: {_NOTHING}.", ha="center")
         return fig
-    rows: list[list[Panel | None]] = [[swapped(a) for a in records]]
-    if any("partial" in a for a in records):
-        rows.append([alone(a) if "partial" in a else None for a in records])
-    heights = [max(len(panel.images) for panel in row if panel) for row in rows]
-    width = max(panel.images.shape[1] for row in rows for panel in row if panel)
-    tile = min(_TILE, _TALLEST / sum(heights))
-    size = len(records) * (1.9 + width * tile), 0.5 + sum(0.6 + height * tile for height in heights)
+    kinds = [[swapped(a) for a in records], [alone(a) for a in records if "partial" in a]]
+    width = max(panel.images.shape[1] for panels in kinds for panel in panels)
+    columns = min(len(records), max(1, int(WIDTH / (_LABEL + width * _TILE))))
+    lines = [panels[i : i + columns] for panels in kinds for i in range(0, len(panels), columns)]
+    heights = [max(len(panel.images) for panel in line) for line in lines]
+    tile = min(_TILE, _TALLEST / max(heights))
+    size = columns * (_LABEL + width * tile), 0.5 + sum(0.6 + height * tile for height in heights)
     fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(len(rows), len(records), squeeze=False, height_ratios=heights)
-    for row, line in zip(rows, axes, strict=True):
-        for panel, ax in zip(row, line, strict=True):
-            _show(ax, panel)
-    fig.suptitle("One code exchanged, and one code alone" if len(rows) > 1 else "One code exchanged", fontsize=10)
+    axes = fig.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    for line, row in zip(lines, axes, strict=True):
+        for i, ax in enumerate(row):
+            _show(ax, line[i] if i < len(line) else None)
+    fig.suptitle("One code exchanged, and one code alone" if kinds[1] else "One code exchanged", fontsize=10)
     return fig
 
 

@@ -13,6 +13,8 @@ import scipy.stats
 
 from diffsiam import cli
 from diffsiam.report import captions, disentangled, factors, figures
+from diffsiam.training import methods
+from tests.report.test_figures import check_readable
 
 REFERENCE = Path(__file__).resolve().parents[2] / "workflow" / "reference" / "disdiff_tables.csv"
 SCORES = {  # FactorVAE and DCI by method and seed
@@ -150,6 +152,19 @@ def test_a_panel_shows_the_importances_of_one_method_on_a_scale_that_all_share()
     assert {image.get_clim() for image in images} == {(0, 0.9)}
     titles = [ax.get_title() for ax in fig.axes if ax.images]
     assert titles[0] == "PDAE\nDCI 0.10 (floor 0.05)\nFactorVAE 0.50 (floor 0.40)"
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_panels_stand_in_rows_that_can_be_read_where_the_figure_is_900_pixels_wide(count: int) -> None:
+    names = ("untrained", "pdae", "diti", "disdiff_plain", "disdiff", "diffsiam_seq", "diffsiam_hier_detach")
+    records = [{**record("pdae", 0), "method": name} for name in names[:count]]
+    fig = factors.draw([*records, *({**r, "pretrain": "tiles"} for r in records)])
+    check_readable(fig)
+    drawn = [ax for ax in fig.axes if ax.images]
+    assert [ax.get_title().split("\n")[0] for ax in drawn] == 2 * [methods.lookup(n).title for n in names[:count]]
+    assert [text for ax in drawn if (text := ax.get_ylabel())] == [
+        f"{name}: code or segment" for name in ("rooms", "tiles") for _ in range(-(-count // 4))
+    ]
 
 
 def test_the_caption_names_the_code_that_carries_a_factor() -> None:

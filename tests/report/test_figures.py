@@ -84,6 +84,13 @@ def check_layout(fig: Figure) -> None:
         assert not ax.get_window_extent().overlaps(box), f"{text!r} lies on a picture"
 
 
+def check_readable(fig: Figure) -> None:
+    """`check_layout`, and letters of 7 pixels and more where the figure is 900 pixels wide, as a README shows it."""
+    check_layout(fig)
+    for text in texts(fig):
+        assert text.get_fontsize() / 72 * README / fig.get_figwidth() >= 7, text.get_text()
+
+
 @pytest.mark.parametrize("number", figures.FIGURES)
 def test_no_text_overlaps_another_or_leaves_the_figure(number: str, drawn: Callable[[str], Figure]) -> None:
     check_layout(drawn(number))

@@ -9,6 +9,7 @@ import pytest
 
 from diffsiam import cli
 from diffsiam.report import swaps
+from tests.report.test_figures import check_readable
 
 CODES, SHOWN, SIDE = 3, 4, 8
 
@@ -55,6 +56,14 @@ def test_methods_stand_side_by_side_and_one_without_fields_of_its_codes_has_swap
     assert levels["target"] == 199
     assert levels["2: shape 0.50; 0.10"] == 52
     assert levels["all: 0.80"] == 53
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_panels_stand_in_rows_that_can_be_read_where_the_figure_is_900_pixels_wide(count: int) -> None:
+    names = ("disdiff", "disdiff_plain", "diti", "pdae", "diffsiam_hier_detach")
+    fig = swaps.draw([arrays(name, partial=name.startswith("dis")) for name in names[:count]])
+    check_readable(fig)
+    assert len([ax for ax in fig.axes if ax.images]) == count + min(count, 2)
 
 
 def test_the_caption_gives_means_over_codes_and_what_the_classifier_knows() -> None:
