@@ -17,7 +17,7 @@ Arrays = Mapping[str, np.ndarray]  # of `diffsiam.generation.swaps`
 NEEDED = ("dataset", "method", "factors", "accuracy", "sources", "targets", "swap", "swap_moved", "swap_carried")
 _NOTHING = "nothing was measured"
 # Inches: an image, at most; a panel's images, where a method has many segments; labels left of them.
-_TILE, _TALLEST, _LABEL = 0.45, 12.0, 1.9
+_TILE, _TALLEST, _LABEL = 0.45, 12.0, 1.75
 
 
 class Panel(NamedTuple):
