@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffsiam.errors import UserError
 from diffsiam.report import entries, page
@@ -173,21 +174,41 @@ def test_what_the_page_depends_on_beside_the_tables_changes_with_words_and_with_
     assert [*entries.beside(results)] == []
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-def test_in_a_browser_wide_tables_scroll_in_their_box_and_not_the_page(results: Path, width: int) -> None:
+def title_in_a_browser(html: str, measure: str, folder: Path, width: int) -> str:
+    """What ``measure``, which sets the document's title, sets it to in Chromium."""
     browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no Chromium on PATH: the page is tested as text only")
+    measured = folder / "measured.html"
+    measured.write_text(html.replace("</body>", f"<script>{measure}</script></body>"))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--virtual-time-budget=5000",
+    ]
+    command = [browser, *flags, f"--window-size={width},900", "--dump-dom", f"file://{measured}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return shown.partition("<title>")[2].partition("</title>")[0]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_in_a_browser_wide_tables_scroll_in_their_box_and_not_the_page(results: Path, width: int) -> None:
     head = [f"| {' | '.join(['Method', *(f'Data set {i}' for i in range(30))])} |", f"|{'---|' * 31}"]
     (results / "table4_1.md").write_text("\n".join([*head, f"| {' | '.join(['12.34 ± 5.67'] * 31)} |"]))
     measure = (
         "const e = document.documentElement, w = document.querySelector('#table4_1 .wide');"
         "document.title = [e.scrollWidth > e.clientWidth, w.scrollWidth > w.clientWidth].join()"
     )
-    html = made(results).replace("</body>", f"<script>{measure}</script></body>")
-    (results / "measured.html").write_text(html)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    flags += [f"--window-size={width},900", "--dump-dom"]
-    command = [browser, *flags, f"file://{results / 'measured.html'}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "<title>false,true</title>" in shown
+    assert title_in_a_browser(made(results), measure, results, width) == "false,true"
+
+
+def test_in_a_browser_a_tall_figure_is_as_wide_as_the_page_lets_it(results: Path) -> None:
+    Image.new("RGB", (2700, 7000)).save(results / "figures/fig4_1.png")
+    measure = (
+        "const i = document.querySelector('#fig4_1 img'); i.loading = 'eager'; i.onload = () => "
+        "{ document.title = i.naturalHeight + ' ' + (i.clientWidth / i.parentNode.clientWidth > 0.99); };"
+    )
+    assert title_in_a_browser(made(results), measure, results, 1000) == "7000 true"
