@@ -74,4 +74,6 @@ def _draw(
 
 def _given(first: int, end: int) -> str:
     """A range of segments as a column's label, counted from 1 as the thesis does."""
-    return f"given segments\n{first + 1} to {end}" if end > first else "given z = 0"
+    if end - first < 2:
+        return f"given\nsegment {end}" if end > first else "given z = 0"
+    return f"given segments\n{first + 1} to {end}"

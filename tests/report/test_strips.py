@@ -22,7 +22,7 @@ def restored() -> Figure:
     arrays = {"original": picture(10), "noisy": np.stack([picture(20), picture(30)])}
     arrays |= {"images": np.zeros((2, 5, SIDE, SIDE, 3), np.uint8)}
     arrays |= {"errors": np.arange(10.0).reshape(2, 5) * 11, "levels": np.array([100, 700])}
-    arrays |= {"ranges": np.array([(0, 2), (0, 4), (12, 400), (3, 3)])}
+    arrays |= {"ranges": np.array([(0, 1), (0, 4), (12, 400), (3, 3)])}
     return strips.restored(arrays, "diffsiam_hier_detach", "sprites")
 
 
@@ -35,7 +35,7 @@ def test_restored_has_a_row_for_each_step_from_the_picture_to_what_segments_give
     fig = restored()
     assert [text.get_text() for text in fig.texts[1:]] == ["step 100", "step 700"]
     assert [ax.get_title() for ax in fig.axes[3:7]] == [
-        "given segments\n1 to 2", "given segments\n1 to 4", "given segments\n13 to 400", "given z = 0"
+        "given\nsegment 1", "given segments\n1 to 4", "given segments\n13 to 400", "given z = 0"
     ]  # fmt: skip
     below = [ax.get_xlabel() for ax in fig.axes]
     assert below[:7] == ["", "", *(f"error {11 * i}.0" for i in range(5))]
