@@ -30,6 +30,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so would all that the tests start from one."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
 @contextmanager
 def running(clone: Clone, *options: str) -> Iterator[psutil.Popen]:
     """Snakemake at the training; whatever the test leaves running is killed."""
