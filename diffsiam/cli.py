@@ -451,11 +451,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--probmask", type=Path, nargs="+", default=[], metavar="FILE", help="probmask's; rows in order")
     sub.add_argument("--classifier", type=Path, metavar="FILE", help="what classifier wrote; for numbers, swaps")
 
+    def place_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--pretrain", metavar="NAME", help="data set it was trained on (default: params' pretrain)")
+        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+
     def trained_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--method", default="diffsiam_hier", help="default: diffsiam_hier")
-        sub.add_argument("--pretrain", metavar="NAME", help="data set it was trained on (default: params' pretrain)")
         sub.add_argument("--seed", type=int, default=0, help="seed of its training (default: 0)")
-        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+        place_options(sub)
 
     sub = stage(
         "counterfactual",
@@ -486,9 +489,8 @@ def _parser() -> argparse.ArgumentParser:
         "samples", _samples, "What the diffusion model makes of noise alone, and whether it copies.", ruled=False
     )
     sub.add_argument("--count", type=int, default=24, metavar="N", help="default: 24")
-    sub.add_argument("--pretrain", metavar="NAME", help="data set it was trained on (default: params' pretrain)")
     sub.add_argument("--noise-seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    place_options(sub)
 
     sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
     sub.add_argument("table", choices=["4_1", "4_2", "attributes"])

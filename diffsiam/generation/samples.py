@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from diffsiam import runtime
-from diffsiam.data.images import open_images
+from diffsiam.data.images import Images, open_images
 from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import Schedule
 from diffsiam.errors import UserError
@@ -20,6 +20,7 @@ from diffsiam.models.unet import DiffusionModel
 from diffsiam.params import Generation, Runtime
 
 _REFERENCE = 1000  # test images whose own distances are the measure of a copy
+_BLOCK = 1024  # training images that are compared at a time
 _COPY = 0.01  # a sample nearer than this share of them copies
 
 
@@ -48,9 +49,9 @@ def draw(
             made.append(to_stored(x))
             progress.update(len(part))
     progress.close()
-    images, train = np.concatenate(made), open_images(data / "images_train.npy", root)
+    images = np.concatenate(made)
     test = open_images(data / "images_test.npy", root)[torch.arange(min(_REFERENCE, meta["counts"]["test"]))].numpy()
-    distances = nearest(np.concatenate([images, test]), train[:].numpy())
+    distances = nearest(np.concatenate([images, test]), open_images(data / "images_train.npy", root))
     reference = distances[count:]
     copied = distances[:count] < np.quantile(reference, _COPY)
     return {"images": images, "distances": distances[:count], "reference": reference, "copied": copied}
@@ -66,8 +67,12 @@ def summary(drawn: dict[str, Any]) -> str:
     )
 
 
-def nearest(images: NDArray[np.uint8], train: NDArray[np.uint8]) -> NDArray[np.float64]:
+def nearest(images: NDArray[np.uint8], train: Images) -> NDArray[np.float64]:
     """Root mean squared distance of each image to the nearest of ``train`` or its mirror image, in grey levels."""
-    flat = [x.reshape(len(x), -1).astype(np.float32) for x in (images, train, train[:, :, ::-1])]
-    found = [NearestNeighbors(n_neighbors=1, algorithm="brute").fit(x).kneighbors(flat[0])[0][:, 0] for x in flat[1:]]
-    return np.minimum(*found).astype(np.float64) / np.sqrt(flat[0].shape[1])
+    flat, found = images.reshape(len(images), -1).astype(np.float32), np.full(len(images), np.inf)
+    for rows in torch.arange(len(train)).split(_BLOCK):  # a data set need not fit the memory
+        block = train[rows].numpy()
+        for seen in (block, block[:, :, ::-1]):
+            other = seen.reshape(len(seen), -1).astype(np.float32)
+            found = np.minimum(found, pairwise_distances_argmin_min(flat, other)[1])
+    return found / np.sqrt(flat.shape[1])

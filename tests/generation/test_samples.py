@@ -18,13 +18,17 @@ from tests.generation.test_pictures import call
 from tests.training import tiny
 
 
-def test_distance_is_the_smallest_root_mean_square_to_an_image_or_its_mirror_image() -> None:
+def test_distance_is_the_smallest_root_mean_square_to_an_image_or_its_mirror_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(samples, "_BLOCK", 2)
     rng = np.random.default_rng(0)
     images, train = (rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8) for n in (5, 9))
     images[2] = train[4][:, ::-1]
     expected = [min(((a.astype(float) - b) ** 2).mean() ** 0.5 for x in train for b in (x, x[:, ::-1])) for a in images]
-    assert samples.nearest(images, train) == pytest.approx(expected, abs=1e-2)
-    assert samples.nearest(images, train)[2] == pytest.approx(0, abs=1e-2)
+    found = samples.nearest(images, torch.from_numpy(train))
+    assert found == pytest.approx(expected, abs=1e-2)
+    assert found[2] == pytest.approx(0, abs=1e-2)
 
 
 def test_samples_come_from_their_seed_whatever_the_batch_and_a_copy_is_told(tmp_path: Path) -> None:
