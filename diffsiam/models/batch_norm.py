@@ -4,10 +4,14 @@ In training PyTorch takes some twelve kernels and as many passes over a feature 
 GPU with Triton, three each way do: sums over parts of the batch, their total, and the result. They work on
 channels-last memory as rows of channels, add up in float32 and in a fixed order. Elsewhere `norm_relu` is PyTorch's own
 operations.
+
+A batch may hold several views of the same images, one after the other, and each has statistics of its own, as if it
+went through the network alone: `of_views` is the one place that decides whether views go together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,29 +26,51 @@ try:
 except ImportError:  # not on every platform
     triton = None
 
-_PROGRAMS = 264  # that keep the multiprocessors of a large GPU busy
+_PROGRAMS = 528  # four for each multiprocessor of a large GPU, as many as it holds
 _HELD = 4096  # numbers that a program holds at a time
-_SUMMED = 16  # channels of which a program sums the parts
+_READ = 2048  # numbers that its 256 threads read at once, 16 bytes of bf16 each
+_SUMMED = 8  # channels of which a program sums the parts, 32 bytes
 
 
-def norm_relu(x: Tensor, norm: nn.Module, shortcut: Tensor | None = None, *, relu: bool = True) -> Tensor:
-    """relu(norm(x) + shortcut), (N, C, H, W), with the statistics of the batch where ``norm`` trains, which its running
-    ones follow."""
-    own = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None and norm.affine
+def of_views(network: Callable[[Tensor, int], Tensor], *views: Tensor) -> Sequence[Tensor]:
+    """``network(view, 1)`` of each of the views, of one shape, with running statistics that follow one after the other.
+
+    With Triton's kernels one call takes all, ``network(all, number)``: fewer and larger operations, and one gradient of
+    each weight in place of several and their sum. A CPU is not faster so, and its caches hold one view longer.
+    """
+    if len(views) > 1 and runtime.runs_triton(views[0]):
+        return network(torch.cat(views), len(views)).chunk(len(views))
+    return [network(view, 1) for view in views]
+
+
+def norm_relu(
+    x: Tensor, norm: nn.Module, shortcut: Tensor | None = None, *, relu: bool = True, views: int = 1
+) -> Tensor:
+    """relu(norm(x) + shortcut), (N, C, H, W) or (N, C), with the statistics of the batch where ``norm`` trains, which
+    its running ones follow; of each of its ``views`` equal parts, where it has several, in their order."""
+    own = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.training and norm.momentum is not None
     if own and runtime.runs_triton(x) and not torch.compiler.is_compiling():
-        assert isinstance(norm, nn.BatchNorm2d)
-        return _NormRelu.apply(x, norm.weight, norm.bias, shortcut, norm, relu)
-    y = norm(x) if shortcut is None else norm(x) + shortcut
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        if x.dim() == 2:
+            assert shortcut is None
+            return _NormRelu.apply(x[:, :, None, None], norm.weight, norm.bias, None, norm, relu, views)[:, :, 0, 0]
+        return _NormRelu.apply(x, norm.weight, norm.bias, shortcut, norm, relu, views)
+    together = views == 1 or not norm.training
+    y = norm(x) if together else torch.cat([norm(view) for view in x.chunk(views)])
+    y = y if shortcut is None else y + shortcut
     return functional.relu(y) if relu else y
 
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, relu: bool
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None,
+        norm: nn.BatchNorm1d | nn.BatchNorm2d, relu: bool, views: int,
+    ) -> Tensor:  # fmt: skip
+        if weight is None or bias is None:
+            weight, bias = torch.ones(x.shape[1], device=x.device), torch.zeros(x.shape[1], device=x.device)
         statistics = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        y, mean, rstd = _forward(x, weight, bias, shortcut, *statistics, norm.momentum, norm.eps, relu)
+        y, mean, rstd = _forward(x, weight, bias, shortcut, *statistics, norm.momentum, norm.eps, relu, views)
         ctx.relu, ctx.has_shortcut = relu, shortcut is not None
         ctx.save_for_backward(x, weight, bias, mean, rstd, y if relu and shortcut is not None else mean)
         return y
@@ -52,35 +78,35 @@ class _NormRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, mean, rstd, y = ctx.saved_tensors
-        dx, dweight, dbias, dshortcut = _backward(dy, x, weight, bias, mean, rstd, y, ctx.relu, ctx.has_shortcut)
-        return dx, dweight, dbias, dshortcut if ctx.has_shortcut else None, None, None
+        found = _backward(dy, x, weight, bias, mean, rstd, y, ctx.relu, ctx.has_shortcut)
+        asked = zip(found, ctx.needs_input_grad[:4], strict=True)
+        return *(gradient if needed else None for gradient, needed in asked), None, None, None
 
 
 # ---------------------------------------------------------------------------------------------------- operators
 @torch.library.custom_op("diffsiam::norm_relu", mutates_args=("running_mean", "running_var", "batches"))
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, running_mean: Tensor, running_var: Tensor,
-    batches: Tensor, momentum: float, eps: float, relu: bool,
+    batches: Tensor, momentum: float, eps: float, relu: bool, views: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y in channels-last memory, and the batch's mean and 1/std, (C,) float32."""
+    """y in channels-last memory, and mean and 1/std of each view, (views, C) float32."""
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
-    mean, rstd = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
+    mean, rstd = (torch.empty(views, x.shape[1], device=x.device) for _ in range(2))
     given = y if shortcut is None else shortcut.contiguous(memory_format=torch.channels_last)
-    rows, channels, parts, sizes = _sizes(x)
-    sums = torch.empty(2, parts, channels, device=x.device)
-    _sums_kernel[(parts, sizes["BLOCKS"])](
-        x, x, x, mean, mean, mean, mean, sums, rows, channels, parts, FORWARD=True, RELU=relu, KEPT=False,
-        COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
-    )  # fmt: skip
-    _statistics_kernel[(-(-channels // _SUMMED),)](
-        sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts,
-        PARTS=sizes["PARTS"], COLUMNS=_SUMMED, num_warps=8,
-    )  # fmt: skip
-    _result_kernel[(-(-rows // sizes["BLOCK"]), sizes["BLOCKS"])](
-        x, given, weight, bias, mean, rstd, y, rows, channels, RELU=relu, SHORTCUT=shortcut is not None,
-        COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
-    )  # fmt: skip
+    rows, channels, parts, grid, sizes = _reading(x, views, 4)
+    sums = torch.empty(2, views, parts, channels, device=x.device)
+    _sums_kernel[grid](
+        x, x, x, mean, mean, mean, mean, sums, rows, channels, parts, FORWARD=True, RELU=relu, KEPT=False, **sizes
+    )
+    totals, grid = _totalling(views, parts, channels)
+    _statistics_kernel[grid](
+        sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts, **totals
+    )
+    grid, sizes = _writing(x, views)
+    _result_kernel[grid](
+        x, given, weight, bias, mean, rstd, y, rows, channels, RELU=relu, SHORTCUT=shortcut is not None, **sizes
+    )
     return y, mean, rstd
 
 
@@ -91,140 +117,205 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight, bias and shortcut; the last is empty where there is none."""
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    rows, channels, parts, sizes = _sizes(x)
-    sums = torch.empty(2, parts, channels, device=x.device)
-    dx, totals = torch.empty_like(x), torch.empty(2, channels, device=x.device)
-    dshortcut = torch.empty_like(x) if shortcut else dx.new_empty(0)
+    views = len(mean)
+    dx, dshortcut = torch.empty_like(x), torch.empty_like(x) if shortcut else x.new_empty(0)
+    dweight, dbias = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
     kept = relu and shortcut  # then the mask is that of y, which x alone does not tell
-    _sums_kernel[(parts, sizes["BLOCKS"])](
-        x, dy, y, weight, bias, mean, rstd, sums, rows, channels, parts, FORWARD=False, RELU=relu, KEPT=kept,
-        COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
-    )  # fmt: skip
-    _totals_kernel[(-(-channels // _SUMMED),)](
-        sums, totals, channels, parts, PARTS=sizes["PARTS"], COLUMNS=_SUMMED, num_warps=8
+    rows, channels, parts, grid, sizes = _reading(x, views, 2)
+    sums, totals = (torch.empty(2, views, n, channels, device=x.device) for n in (parts, 1))
+    _sums_kernel[grid](
+        x, dy, y, weight, bias, mean, rstd, sums, rows, channels, parts, FORWARD=False, RELU=relu, KEPT=kept, **sizes
     )
-    _gradient_kernel[(-(-rows // sizes["BLOCK"]), sizes["BLOCKS"])](
+    tiles, grid = _totalling(views, parts, channels)
+    _totals_kernel[grid](sums, totals, dweight, dbias, channels, parts, **tiles)
+    grid, sizes = _writing(x, views)
+    _gradient_kernel[grid](
         x, dy, y, weight, bias, mean, rstd, totals, dx, dshortcut, rows, channels, RELU=relu, KEPT=kept,
-        SHORTCUT=shortcut, COLUMNS=sizes["COLUMNS"], BLOCK=sizes["BLOCK"], num_warps=8,
+        SHORTCUT=shortcut, **sizes,
     )  # fmt: skip
-    return dx, totals[1].clone(), totals[0].clone(), dshortcut
+    return dx, dweight, dbias, dshortcut
 
 
 @_forward.register_fake
-def _(x, weight, bias, shortcut, running_mean, running_var, batches, momentum, eps, relu):  # type: ignore[no-untyped-def]
-    mean = x.new_empty(x.shape[1], dtype=torch.float32)
+def _(x, weight, bias, shortcut, running_mean, running_var, batches, momentum, eps, relu, views):  # type: ignore[no-untyped-def]
+    mean = x.new_empty(views, x.shape[1], dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), mean, torch.empty_like(mean)
 
 
 @_backward.register_fake
 def _(dy, x, weight, bias, mean, rstd, y, relu, shortcut):  # type: ignore[no-untyped-def]
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
-    return dx, torch.empty_like(mean), torch.empty_like(mean), torch.empty_like(dx) if shortcut else dx.new_empty(0)
+    dx, dweight = torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(mean[0])
+    return dx, dweight, torch.empty_like(dweight), torch.empty_like(dx) if shortcut else dx.new_empty(0)
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """Rows and channels of ``x``, in how many parts the rows are summed, and the tiles of the kernels."""
+def _tiles(x: Tensor, views: int, held: int) -> tuple[int, int, int, int, int]:
+    """Rows of a view, channels, and of tiles of ``held`` numbers: columns, how many of them side by side, and rows."""
     channels = x.shape[1]
-    rows = x.numel() // channels
-    columns = min(64, 1 << (channels - 1).bit_length())
-    blocks = -(-channels // columns)
-    block = min(_HELD // columns, 1 << (rows - 1).bit_length())
-    parts = max(1, min(_PROGRAMS // blocks, -(-rows // block)))
-    sizes = {"COLUMNS": columns, "BLOCKS": blocks, "BLOCK": block, "PARTS": 1 << (parts - 1).bit_length()}
-    return rows, channels, parts, sizes
+    rows = x.numel() // channels // views
+    columns = min(64, _padded(channels))
+    return rows, channels, columns, -(-channels // columns), min(held // columns, _padded(rows))
+
+
+def _padded(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _reading(x: Tensor, views: int, turns: int) -> tuple[int, int, int, tuple[int, int, int], dict[str, Any]]:
+    """Rows of a view, channels, in how many parts the rows are summed, and grid and tiles of `_sums_kernel`, where a
+    program reads up to ``turns`` tiles before it waits for the first. All have the same number to read, or almost."""
+    rows, channels, columns, blocks, block = _tiles(x, views, _READ)
+    while turns > 1 and -(-rows // (block * turns)) * blocks * views < _PROGRAMS:
+        turns //= 2
+    chunks = -(-rows // (block * turns))
+    each = -(-chunks * blocks * views // _PROGRAMS)
+    parts = -(-chunks // each)
+    full = channels % columns == 0 and rows % (block * turns) == 0
+    sizes = {"COLUMNS": columns, "BLOCK": block, "TURNS": turns, "FULL": full, "num_warps": 8}
+    return rows, channels, parts, (parts, blocks, views), sizes
+
+
+def _totalling(views: int, parts: int, channels: int) -> tuple[dict[str, Any], tuple[int]]:
+    """Tiles and grid of the kernels that add up the parts."""
+    sizes = {"VIEWS": views, "SLOTS": _padded(views), "PARTS": _padded(parts), "COLUMNS": _SUMMED, "num_warps": 8}
+    return sizes, (-(-channels // _SUMMED),)
+
+
+def _writing(x: Tensor, views: int) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    """Grid and tiles of the kernels that make as much as they read."""
+    rows, channels, columns, blocks, block = _tiles(x, views, _HELD)
+    full = channels % columns == 0 and rows % block == 0
+    return (-(-rows // block), blocks, views), {"COLUMNS": columns, "BLOCK": block, "FULL": full, "num_warps": 8}
 
 
 # ------------------------------------------------------------------------------------------------------ kernels
+# A tile is (BLOCK rows of one view, COLUMNS channels). Where all tiles are FULL nothing is masked.
 if triton is not None:
 
     @triton.jit
     def _sums_kernel(  # type: ignore[no-untyped-def]
         x, dy, y, weight, bias, mean, rstd, sums, rows, channels, parts, FORWARD: tl.constexpr, RELU: tl.constexpr,
-        KEPT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+        KEPT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
-        """Of a part of the rows: sums of x and x^2, less the first row's x, or of dv and dv * xhat."""
+        """Of a part of a view's rows: sums of x and x^2, less the view's first x, or of dv and dv * xhat."""
+        part, view = tl.program_id(0), tl.program_id(2)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         there = column < channels
-        one = tl.zeros((COLUMNS,), tl.float32)
-        two = tl.zeros((COLUMNS,), tl.float32)
+        origin = view.to(tl.int64) * rows
+        one = tl.zeros((BLOCK, COLUMNS), tl.float32)
+        two = tl.zeros((BLOCK, COLUMNS), tl.float32)
         if FORWARD:
-            shift = tl.load(x + column, mask=there, other=0).to(tl.float32)
+            shift = tl.load(x + origin * channels + column, mask=there, other=0).to(tl.float32)
         else:
-            centre = tl.load(mean + column, mask=there, other=0)
-            inverse = tl.load(rstd + column, mask=there, other=0)
+            centre = tl.load(mean + view * channels + column, mask=there, other=0)
+            inverse = tl.load(rstd + view * channels + column, mask=there, other=0)
             w = tl.load(weight + column, mask=there, other=0).to(tl.float32)
             b = tl.load(bias + column, mask=there, other=0).to(tl.float32)
-        for begin in range(tl.program_id(0) * BLOCK, rows, parts * BLOCK):
-            row = begin + tl.arange(0, BLOCK)
-            inside = (row[:, None] < rows) & there[None]
-            at = row[:, None].to(tl.int64) * channels + column[None]
-            value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
-            if FORWARD:
-                value = tl.where(inside, value - shift[None], 0)
-                one += tl.sum(value, axis=0)
-                two += tl.sum(value * value, axis=0)
-            else:
-                xhat = (value - centre[None]) * inverse[None]
-                dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
-                if KEPT:
-                    dv = tl.where(tl.load(y + at, mask=inside, other=0) > 0, dv, 0)
-                elif RELU:
-                    dv = tl.where(xhat * w[None] + b[None] > 0, dv, 0)
-                one += tl.sum(dv, axis=0)
-                two += tl.sum(dv * xhat, axis=0)
-        tl.store(sums + tl.program_id(0) * channels + column, one, mask=there)
-        tl.store(sums + (parts + tl.program_id(0)) * channels + column, two, mask=there)
+        row = tl.arange(0, BLOCK)
+        none = None if FULL else 0
+        for begin in range(part * BLOCK * TURNS, rows, parts * BLOCK * TURNS):
+            for turn in tl.static_range(TURNS):
+                first = begin + turn * BLOCK
+                inside = None if FULL else (first + row[:, None] < rows) & there[None]
+                at = (origin + first) * channels + (row[:, None] * channels + column[None])
+                value = tl.load(x + at, mask=inside, other=none).to(tl.float32)
+                if FORWARD:
+                    value = value - shift[None] if FULL else tl.where(inside, value - shift[None], 0)
+                    one += value
+                    two += value * value
+                else:
+                    xhat = (value - centre[None]) * inverse[None]
+                    dv = tl.load(dy + at, mask=inside, other=none).to(tl.float32)
+                    if KEPT:
+                        dv = tl.where(tl.load(y + at, mask=inside, other=none) > 0, dv, 0)
+                    elif RELU:
+                        dv = tl.where(xhat * w[None] + b[None] > 0, dv, 0)
+                    one += dv
+                    two += dv * xhat
+        to = (view * parts + part) * channels + column
+        tl.store(sums + to, tl.sum(one, axis=0), mask=there)
+        tl.store(sums + tl.num_programs(2) * parts * channels + to, tl.sum(two, axis=0), mask=there)
 
     @triton.jit
-    def _total(sums, column, channels, parts, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-        part = tl.arange(0, PARTS)
-        inside = (part[:, None] < parts) & (column[None] < channels)
-        return tl.sum(tl.load(sums + part[:, None] * channels + column[None], mask=inside, other=0), axis=0)
+    def _parts(sums, column, channels, parts, VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Both sums of all parts of all views, (SLOTS, PARTS, COLUMNS)."""
+        view, part = tl.arange(0, SLOTS)[:, None, None], tl.arange(0, PARTS)[None, :, None]
+        inside = (view < VIEWS) & (part < parts) & (column[None, None] < channels)
+        at = (view * parts + part) * channels + column[None, None]
+        one = tl.load(sums + at, mask=inside, other=0)
+        return one, tl.load(sums + VIEWS * parts * channels + at, mask=inside, other=0)
 
     @triton.jit
     def _statistics_kernel(  # type: ignore[no-untyped-def]
         sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts,
-        PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+        VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
+        # All is asked for before the first answer is waited for.
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+        view = tl.arange(0, SLOTS)
         there = column < channels
-        offset = _total(sums, column, channels, parts, PARTS) / rows
-        square = _total(sums + parts * channels, column, channels, parts, PARTS) / rows
+        both = (view[:, None] < VIEWS) & there[None]
+        one, two = _parts(sums, column, channels, parts, VIEWS, SLOTS, PARTS)
+        shift = tl.load(x + view[:, None].to(tl.int64) * rows * channels + column[None], mask=both, other=0)
+        mean_before = tl.load(running_mean + column, mask=there, other=0)
+        var_before = tl.load(running_var + column, mask=there, other=0)
+        offset, square = tl.sum(one, axis=1) / rows, tl.sum(two, axis=1) / rows
         variance = tl.maximum(square - offset * offset, 0)
-        centre = tl.load(x + column, mask=there, other=0).to(tl.float32) + offset
-        tl.store(mean + column, centre, mask=there)
-        tl.store(rstd + column, 1 / tl.sqrt(variance + eps), mask=there)
-        before = tl.load(running_mean + column, mask=there, other=0)
-        tl.store(running_mean + column, before + momentum * (centre - before), mask=there)
-        before = tl.load(running_var + column, mask=there, other=0)
-        tl.store(running_var + column, before + momentum * (variance * rows / (rows - 1) - before), mask=there)
+        centre = shift.to(tl.float32) + offset
+        at = view[:, None] * channels + column[None]
+        tl.store(mean + at, centre, mask=both)
+        tl.store(rstd + at, 1 / tl.sqrt(variance + eps), mask=both)
+        # What each view, the last first, adds to the running statistics, and what is left of those before.
+        share = tl.zeros((SLOTS,), tl.float32)
+        left = 1.0
+        for k in tl.static_range(VIEWS):
+            share = tl.where(view == VIEWS - 1 - k, left * momentum, share)
+            left = left * (1 - momentum)
+        centre = tl.sum(share[:, None] * centre, axis=0)
+        variance = tl.sum(share[:, None] * variance, axis=0) * rows / (rows - 1)
+        tl.store(running_mean + column, left * mean_before + centre, mask=there)
+        tl.store(running_var + column, left * var_before + variance, mask=there)
         if tl.program_id(0) == 0:
-            tl.store(batches, tl.load(batches) + 1)
+            tl.store(batches, tl.load(batches) + VIEWS)
 
     @triton.jit
-    def _totals_kernel(sums, totals, channels, parts, PARTS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    def _totals_kernel(  # type: ignore[no-untyped-def]
+        sums, totals, dweight, dbias, channels, parts, VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+    ):  # fmt: skip
+        """Both sums of each view, and of all, which are the gradients of bias and weight."""
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        for k in range(2):
-            total = _total(sums + k * parts * channels, column, channels, parts, PARTS)
-            tl.store(totals + k * channels + column, total, mask=column < channels)
+        view = tl.arange(0, SLOTS)
+        there = column < channels
+        one, two = _parts(sums, column, channels, parts, VIEWS, SLOTS, PARTS)
+        one, two = tl.sum(one, axis=1), tl.sum(two, axis=1)
+        at, both = view[:, None] * channels + column[None], (view[:, None] < VIEWS) & there[None]
+        tl.store(totals + at, one, mask=both)
+        tl.store(totals + VIEWS * channels + at, two, mask=both)
+        tl.store(dbias + column, tl.sum(one, axis=0), mask=there)
+        tl.store(dweight + column, tl.sum(two, axis=0), mask=there)
 
     @triton.jit
     def _result_kernel(  # type: ignore[no-untyped-def]
         x, shortcut, weight, bias, mean, rstd, y, rows, channels, RELU: tl.constexpr, SHORTCUT: tl.constexpr,
-        COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+        COLUMNS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
+        first, view = tl.program_id(0) * BLOCK, tl.program_id(2)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         there = column < channels
-        w = tl.load(weight + column, mask=there, other=0).to(tl.float32)
-        factor = w * tl.load(rstd + column, mask=there, other=0)
-        b = tl.load(bias + column, mask=there, other=0).to(tl.float32)
-        centre = tl.load(mean + column, mask=there, other=0)
-        row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        inside = (row[:, None] < rows) & there[None]
-        at = row[:, None].to(tl.int64) * channels + column[None]
-        v = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * factor[None] + b[None]
+        row = tl.arange(0, BLOCK)
+        inside = None if FULL else (first + row[:, None] < rows) & there[None]
+        none = None if FULL else 0
+        at = (view.to(tl.int64) * rows + first) * channels + (row[:, None] * channels + column[None])
+        v = tl.load(x + at, mask=inside, other=none).to(tl.float32)
         if SHORTCUT:
-            v += tl.load(shortcut + at, mask=inside, other=0).to(tl.float32)
+            added = tl.load(shortcut + at, mask=inside, other=none).to(tl.float32)
+        w = tl.load(weight + column, mask=there, other=0).to(tl.float32)
+        factor = w * tl.load(rstd + view * channels + column, mask=there, other=0)
+        b = tl.load(bias + column, mask=there, other=0).to(tl.float32)
+        centre = tl.load(mean + view * channels + column, mask=there, other=0)
+        v = (v - centre[None]) * factor[None] + b[None]
+        if SHORTCUT:
+            v += added
         if RELU:
             v = tl.maximum(v, 0)
         tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
@@ -232,24 +323,28 @@ if triton is not None:
     @triton.jit
     def _gradient_kernel(  # type: ignore[no-untyped-def]
         x, dy, y, weight, bias, mean, rstd, totals, dx, dshortcut, rows, channels, RELU: tl.constexpr,
-        KEPT: tl.constexpr, SHORTCUT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+        KEPT: tl.constexpr, SHORTCUT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
+        first, view = tl.program_id(0) * BLOCK, tl.program_id(2)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         there = column < channels
+        row = tl.arange(0, BLOCK)
+        inside = None if FULL else (first + row[:, None] < rows) & there[None]
+        none = None if FULL else 0
+        at = (view.to(tl.int64) * rows + first) * channels + (row[:, None] * channels + column[None])
+        xhat = tl.load(x + at, mask=inside, other=none).to(tl.float32)
+        dv = tl.load(dy + at, mask=inside, other=none).to(tl.float32)
+        if KEPT:
+            dv = tl.where(tl.load(y + at, mask=inside, other=none) > 0, dv, 0)
         w = tl.load(weight + column, mask=there, other=0).to(tl.float32)
         b = tl.load(bias + column, mask=there, other=0).to(tl.float32)
-        centre = tl.load(mean + column, mask=there, other=0)
-        inverse = tl.load(rstd + column, mask=there, other=0)
-        even = tl.load(totals + column, mask=there, other=0) / rows
-        slope = tl.load(totals + channels + column, mask=there, other=0) / rows
-        row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        inside = (row[:, None] < rows) & there[None]
-        at = row[:, None].to(tl.int64) * channels + column[None]
-        xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - centre[None]) * inverse[None]
-        dv = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
-        if KEPT:
-            dv = tl.where(tl.load(y + at, mask=inside, other=0) > 0, dv, 0)
-        elif RELU:
+        centre = tl.load(mean + view * channels + column, mask=there, other=0)
+        inverse = tl.load(rstd + view * channels + column, mask=there, other=0)
+        even = tl.load(totals + view * channels + column, mask=there, other=0) / rows
+        along = totals + tl.num_programs(2) * channels + view * channels
+        slope = tl.load(along + column, mask=there, other=0) / rows
+        xhat = (xhat - centre[None]) * inverse[None]
+        if RELU and not KEPT:
             dv = tl.where(xhat * w[None] + b[None] > 0, dv, 0)
         if SHORTCUT:
             tl.store(dshortcut + at, dv.to(dshortcut.dtype.element_ty), mask=inside)

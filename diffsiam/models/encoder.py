@@ -31,14 +31,14 @@ class BasicBlock(nn.Module):
             shortcut = nn.Conv2d(inplanes, planes, 1, stride // self.every, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(planes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
         """(N, inplanes, H, W) -> (N, planes, H / stride, W / stride)."""
-        hidden = norm_relu(self.conv1(x), self.bn1)
+        hidden = norm_relu(self.conv1(x), self.bn1, views=views)
         x = x if self.every == 1 else x[:, :, :: self.every, :: self.every]
         if isinstance(self.downsample, nn.Sequential):
             convolution, norm = self.downsample
-            x = norm_relu(convolution(x), norm, relu=False)
-        return norm_relu(self.conv2(hidden), self.bn2, x, relu=self.relu)
+            x = norm_relu(convolution(x), norm, relu=False, views=views)
+        return norm_relu(self.conv2(hidden), self.bn2, x, relu=self.relu, views=views)
 
 
 class Encoder(nn.Module):
@@ -75,10 +75,12 @@ class Encoder(nn.Module):
             elif isinstance(module, BasicBlock) and zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """z = f_omega(x)."""
-        hidden = self.maxpool(norm_relu(self.conv1(x), self.bn1))
-        hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """z = f_omega(x), where x may be several ``views`` one after the other: see `norm_relu`."""
+        hidden = self.maxpool(norm_relu(self.conv1(x), self.bn1, views=views))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                hidden = block(hidden, views)
         return hidden.float().mean(dim=(2, 3))
 
 
@@ -91,9 +93,9 @@ class CodeBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
         """(N, width, H, W) -> the same."""
-        return x + self.conv2(norm_relu(self.conv1(functional.relu(x)), self.bn1))
+        return x + self.conv2(norm_relu(self.conv1(functional.relu(x)), self.bn1, views=views))
 
 
 class ConvEncoder(nn.Module):
@@ -118,11 +120,11 @@ class ConvEncoder(nn.Module):
         self.block1, self.bn, self.block2 = CodeBlock(width), nn.BatchNorm2d(width), CodeBlock(width)
         self.linear = nn.Linear(16 * width, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """z = E_phi(x)."""
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """z = E_phi(x), where x may be several ``views`` one after the other: see `norm_relu`."""
         for conv, norm, rectified in zip(self.convs, self.norms, self.rectified, strict=True):
-            x = norm_relu(conv(x), norm, relu=rectified)
-        x = self.block2(norm_relu(self.block1(x), self.bn))
+            x = norm_relu(conv(x), norm, relu=rectified, views=views)
+        x = self.block2(norm_relu(self.block1(x, views), self.bn, views=views), views)
         return self.linear(x.flatten(1)).float()
 
 

@@ -5,6 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diffsiam.models.batch_norm import norm_relu, of_views
+
+
+class Head(nn.Sequential):
+    """Layers with batch norm among them, on a batch of one or several views: see `norm_relu`."""
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """(N, d) -> (N, d'), float32."""
+        for layer in self:
+            x = norm_relu(x, layer, relu=False, views=views) if isinstance(layer, _BatchNorm) else layer(x)
+        return x.float()
 
 
 class Heads(nn.Module):
@@ -17,21 +30,19 @@ class Heads(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         wide = 4 * dim
-        self.projector = nn.Sequential(
+        self.projector = Head(
             nn.Linear(dim, wide, bias=False),
             nn.BatchNorm1d(wide),
             nn.ReLU(),
             nn.Linear(wide, wide, bias=False),
             nn.BatchNorm1d(wide, affine=False),
         )
-        self.predictor = nn.Sequential(
-            nn.Linear(wide, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, wide)
-        )
+        self.predictor = Head(nn.Linear(wide, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, wide))
 
     def forward(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 3.9 for the representations (N, d) of two views; returns the loss and the first view's projection."""
-        h1, h2 = self.projector(z1).float(), self.projector(z2).float()
-        p1, p2 = self.predictor(h1).float(), self.predictor(h2).float()
+        h1, h2 = of_views(self.projector, z1, z2)
+        p1, p2 = of_views(self.predictor, h1, h2)
         return 0.5 * negative_cosine(p1, h2) + 0.5 * negative_cosine(p2, h1), h1.detach()
 
 

@@ -13,6 +13,7 @@ from diffsiam.data import augment, pixels
 from diffsiam.data.images import Images
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.models import encoder, segments
+from diffsiam.models.batch_norm import of_views
 from diffsiam.models.simsiam import Heads, participation_ratio, spread
 from diffsiam.params import Representation
 from diffsiam.training import loop, methods
@@ -67,13 +68,15 @@ class Learner(nn.Module):
         """Loss and its parts, weighted into ``loss`` (Eq. 3.12), and the collapse measures."""
         parts: dict[str, Tensor] = {}
         loss = torch.zeros((), device=batch["x0"].device)
+        names = ["view1", "view2"] * (self.heads is not None) + ["x0"] * (self.decoder is not None)
+        views = dict(zip(names, of_views(self.encoder, *(batch[name] for name in names)), strict=True))
         if self.heads is not None:
-            z1, z2 = self.encoder(batch["view1"]), self.encoder(batch["view2"])
-            parts["ssl"], projection = self.heads(z1, z2)
-            parts["projection_spread"], z = spread(projection), z1
+            z = views["view1"]
+            parts["ssl"], projection = self.heads(z, views["view2"])
+            parts["projection_spread"] = spread(projection)
             loss = loss + self.cfg.ssl_weight * parts["ssl"]
         if self.decoder is not None:
-            z = self.encoder(batch["x0"])
+            z = views["x0"]
             parts["diffusion"] = self.diffusion_loss(z, batch)
             loss = loss + self.cfg.diffusion_weight * parts["diffusion"]
         parts["spread"], parts["participation"] = spread(z.detach()), participation_ratio(z.detach())

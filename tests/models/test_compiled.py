@@ -5,6 +5,7 @@ The interpreter of test_kernels.py shows what they compute, and knows nothing of
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -57,28 +58,38 @@ def test_group_norm_compiles(channels: int, side: int, added: bool) -> None:
         assert f"st.global.{wide}.b32" in text
 
 
-def test_batch_norm_compiles() -> None:
-    rows, channels, parts, sizes = batch_norm._sizes(torch.empty(128, 64, 32, 32, device="meta"))
-    assert (rows, channels, parts) == (128 * 32 * 32, 64, 264)
-    tile = {"COLUMNS": sizes["COLUMNS"], "BLOCK": sizes["BLOCK"]}
+@pytest.mark.parametrize(
+    ("views", "channels", "side"), [(1, 64, 32), (2, 64, 32), (3, 64, 32), (2, 512, 4), (2, 2048, 1)]
+)
+def test_batch_norm_compiles(views: int, channels: int, side: int) -> None:
+    """At the thesis's size, heads among them, there is work for every multiprocessor and nothing is masked."""
+    x = torch.empty(views * 128, channels, side, side, device="meta")
     numbers, wide = {"rows": "i32", "channels": "i32"}, ("rows", "channels")
     norm = dict.fromkeys(("weight", "bias", "mean", "rstd"), F32)
     images = dict.fromkeys(("x", "dy", "y"), BF16)
     sums = norm | images | numbers | {"sums": F32, "parts": "i32"}
     for forward, relu, kept in [(True, True, False), (False, True, False), (False, True, True), (False, False, False)]:
+        rows, _, parts, grid, tile = batch_norm._reading(x, views, 4 if forward else 2)
+        assert tile["FULL"]
+        assert rows == 128 * side**2
+        assert 256 <= math.prod(grid) <= 528
         flags = {"FORWARD": forward, "RELU": relu, "KEPT": kept}
-        assert "ld.global.v4.b32" in compiled(batch_norm._sums_kernel, sums, tile | flags, wide)
+        text = compiled(batch_norm._sums_kernel, sums, tile | flags, wide)
+        assert text.count("ld.global.v4.b32") >= tile["TURNS"] * (1 if forward else 3 if kept else 2)
+    grid, tile = batch_norm._writing(x, views)
+    assert tile["FULL"]
     result = norm | numbers | dict.fromkeys(("x", "shortcut", "y"), BF16)
     text = compiled(batch_norm._result_kernel, result, tile | {"RELU": True, "SHORTCUT": True}, wide)
     assert "st.global.v4.b32" in text
     gradient = norm | images | numbers | {"totals": F32, "dx": BF16, "dshortcut": BF16}
     flags = {"RELU": True, "KEPT": True, "SHORTCUT": True}
     assert "st.global.v4.b32" in compiled(batch_norm._gradient_kernel, gradient, tile | flags, wide)
-    parts_of = {"PARTS": sizes["PARTS"], "COLUMNS": batch_norm._SUMMED}
+    totals, _ = batch_norm._totalling(views, parts, channels)
     running = dict.fromkeys(("mean", "rstd", "running_mean", "running_var", "sums"), F32)
-    numbers |= {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "parts": "i32", "x": BF16}
-    compiled(batch_norm._statistics_kernel, running | numbers, parts_of, wide)
-    compiled(batch_norm._totals_kernel, {"sums": F32, "totals": F32, "channels": "i32", "parts": "i32"}, parts_of)
+    more = {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "parts": "i32", "x": BF16}
+    compiled(batch_norm._statistics_kernel, running | numbers | more, totals, wide)
+    given = dict.fromkeys(("sums", "totals", "dweight", "dbias"), F32) | dict.fromkeys(("channels", "parts"), "i32")
+    compiled(batch_norm._totals_kernel, given, totals, ("channels",))
 
 
 def test_bias_and_colour_compile() -> None:

@@ -10,12 +10,14 @@ import sys
 import pytest
 
 CHECK = """
+import copy
+from unittest import mock
 import torch
 from torch import nn
 from torch.nn import functional
 from diffsiam import params, runtime
 from diffsiam.data import augment, colour
-from diffsiam.models import batch_norm, bias, group_norm
+from diffsiam.models import batch_norm, bias, encoder, group_norm, simsiam
 
 def reference(x, added, a, b, groups, silu):
     h = x if added is None else x + added[:, :, None, None]
@@ -43,10 +45,12 @@ for n, channels, side, groups in [(2, 12, 5, 4), (1, 24, 3, 1), (2, 96, 8, 8), (
                     assert (mine.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), (n, channels, has, silu)
                     count += 1
 runtime.runs_triton = lambda x: x.dtype == torch.float32
-for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
+batch_norm._PROGRAMS = 6  # so that each reads several tiles, of few images
+for n, channels, side, views in [(3, 12, 5, 1), (6, 80, 3, 3), (40, 4, 16, 2), (8, 64, 8, 2)]:
     for has in (False, True):
         for relu in (False, True):
             x = torch.randn(n, channels, side, side, dtype=torch.float64) * 2 + 1
+            x += torch.arange(views).repeat_interleave(n // views).view(-1, 1, 1, 1)
             other = torch.randn_like(x)
             exact, ours = (nn.BatchNorm2d(channels, 0.1, 0.3).to(kind) for kind in (torch.float64, torch.float32))
             for _ in range(2):  # running statistics move twice
@@ -57,12 +61,15 @@ for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
                 leaves = [[t.to(kind).requires_grad_() for t in (x.clone(), other.clone())]
                           for kind in (torch.float64, torch.float32)]
                 dy = torch.randn_like(x)
-                ys = []
-                for norm, (a, b) in zip((exact, ours), leaves):
-                    norm.zero_grad()
-                    y = batch_norm.norm_relu(a, norm, b if has else None, relu=relu)
+                exact.zero_grad(), ours.zero_grad()
+                a, b = leaves[0]
+                pairs = zip(a.chunk(views), b.chunk(views))
+                ys = [torch.cat([exact(v) + has * w for v, w in pairs])]
+                ys[0] = functional.relu(ys[0]) if relu else ys[0]
+                a, b = leaves[1]
+                ys += [batch_norm.norm_relu(a, ours, b if has else None, relu=relu, views=views)]
+                for y in ys:
                     y.backward(dy.to(y.dtype))
-                    ys.append(y)
             pairs = [(ys[1], ys[0]), (leaves[1][0].grad, leaves[0][0].grad)]
             pairs += [(leaves[1][1].grad, leaves[0][1].grad)] * has
             pairs += [(q.grad, p.grad) for p, q in zip(exact.parameters(), ours.parameters())]
@@ -70,6 +77,25 @@ for n, channels, side in [(3, 12, 5), (2, 64, 4), (5, 80, 3), (40, 4, 16)]:
             for mine, theirs in pairs:
                 assert (mine - theirs).double().norm() < 1e-5 * theirs.double().norm(), (n, channels, has, relu)
                 count += 1
+views = [torch.randn(6, 3, 8, 8) + v for v in range(2)]
+calls = []
+for kind, passes in [("resnet10", 2), ("conv", 1)]:
+    nets = nn.ModuleList([encoder.build(kind, 2, 8, 16), simsiam.Heads(16)])
+    exact = copy.deepcopy(nets).double()
+    nets[0].register_forward_hook(lambda module, given, z: calls.append((kind, given[1], len(z))))
+    losses = []
+    for own, dtype in ((nets, torch.float32), (exact, torch.float64)):
+        to = torch.Tensor.double if dtype == torch.float64 else torch.Tensor.float
+        with mock.patch.object(torch.Tensor, "float", to):
+            for _ in range(passes):
+                z = batch_norm.of_views(own[0], *(v.to(dtype) for v in views))
+                losses.append(own[1](*z)[0])
+                losses[-1].backward()
+    values = [[t.grad for t in own.parameters()] + list(own.buffers()) for own in (nets, exact)]
+    for mine, theirs in [*zip(*values), (losses[passes - 1], losses[-1])]:
+        assert (mine - theirs).double().norm() < 1e-4 * theirs.double().norm() + 1e-6, (kind, mine, theirs)
+        count += 1
+assert calls == [("resnet10", 2, 12), ("resnet10", 2, 12), ("conv", 2, 12)]
 for n, channels, side in [(3, 12, 5), (2, 96, 8), (1, 160, 4)]:
     h, x = torch.randn(n, channels, side, side), torch.randn(n, channels, side, side)
     b = torch.randn(channels)
@@ -150,7 +176,7 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 def test_kernels_are_the_operations_that_they_stand_for() -> None:
     done = interpreted(CHECK)
-    assert done.stdout.strip() == "checked 179", done.stderr
+    assert done.stdout.strip() == "checked 321", done.stderr
 
 
 @needs_triton
