@@ -53,7 +53,7 @@ def norm_relu(
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         if x.dim() == 2:
             assert shortcut is None
-            return _NormRelu.apply(x[:, :, None, None], norm.weight, norm.bias, None, norm, relu, views)[:, :, 0, 0]
+            return _NormRelu.apply(x[:, :, None, None], norm.weight, norm.bias, None, norm, relu, views).flatten(1)
         return _NormRelu.apply(x, norm.weight, norm.bias, shortcut, norm, relu, views)
     together = views == 1 or not norm.training
     y = norm(x) if together else torch.cat([norm(view) for view in x.chunk(views)])
@@ -92,21 +92,20 @@ def _forward(
     """y in channels-last memory, and mean and 1/std of each view, (views, C) float32."""
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
-    mean, rstd = (torch.empty(views, x.shape[1], device=x.device) for _ in range(2))
+    mean, variance, rstd = (torch.empty(views, x.shape[1], device=x.device) for _ in range(3))
     given = y if shortcut is None else shortcut.contiguous(memory_format=torch.channels_last)
     rows, channels, parts, grid, sizes = _reading(x, views, 4)
     sums = torch.empty(2, views, parts, channels, device=x.device)
     _sums_kernel[grid](
         x, x, x, mean, mean, mean, mean, sums, rows, channels, parts, FORWARD=True, RELU=relu, KEPT=False, **sizes
     )
-    totals, grid = _totalling(views, parts, channels)
-    _statistics_kernel[grid](
-        sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts, **totals
-    )
+    grid, sizes = _totalling(views, parts, channels)
+    _statistics_kernel[grid](sums, x, mean, variance, rstd, eps, rows, channels, parts, **sizes)
     grid, sizes = _writing(x, views)
     _result_kernel[grid](
-        x, given, weight, bias, mean, rstd, y, rows, channels, RELU=relu, SHORTCUT=shortcut is not None, **sizes
-    )
+        x, given, weight, bias, mean, variance, rstd, y, running_mean, running_var, batches, momentum, rows, channels,
+        RELU=relu, SHORTCUT=shortcut is not None, **sizes,
+    )  # fmt: skip
     return y, mean, rstd
 
 
@@ -126,12 +125,12 @@ def _backward(
     _sums_kernel[grid](
         x, dy, y, weight, bias, mean, rstd, sums, rows, channels, parts, FORWARD=False, RELU=relu, KEPT=kept, **sizes
     )
-    tiles, grid = _totalling(views, parts, channels)
-    _totals_kernel[grid](sums, totals, dweight, dbias, channels, parts, **tiles)
+    grid, sizes = _totalling(views, parts, channels)
+    _totals_kernel[grid](sums, totals, channels, parts, **sizes)
     grid, sizes = _writing(x, views)
     _gradient_kernel[grid](
-        x, dy, y, weight, bias, mean, rstd, totals, dx, dshortcut, rows, channels, RELU=relu, KEPT=kept,
-        SHORTCUT=shortcut, **sizes,
+        x, dy, y, weight, bias, mean, rstd, totals, dx, dweight, dbias, dshortcut, rows, channels, RELU=relu,
+        KEPT=kept, SHORTCUT=shortcut, **sizes,
     )  # fmt: skip
     return dx, dweight, dbias, dshortcut
 
@@ -174,17 +173,17 @@ def _reading(x: Tensor, views: int, turns: int) -> tuple[int, int, int, tuple[in
     return rows, channels, parts, (parts, blocks, views), sizes
 
 
-def _totalling(views: int, parts: int, channels: int) -> tuple[dict[str, Any], tuple[int]]:
-    """Tiles and grid of the kernels that add up the parts."""
-    sizes = {"VIEWS": views, "SLOTS": _padded(views), "PARTS": _padded(parts), "COLUMNS": _SUMMED, "num_warps": 8}
-    return sizes, (-(-channels // _SUMMED),)
+def _totalling(views: int, parts: int, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Grid and tiles of the kernels that add up the parts."""
+    return (-(-channels // _SUMMED), views), {"PARTS": _padded(parts), "COLUMNS": _SUMMED, "num_warps": 8}
 
 
 def _writing(x: Tensor, views: int) -> tuple[tuple[int, int, int], dict[str, Any]]:
     """Grid and tiles of the kernels that make as much as they read."""
     rows, channels, columns, blocks, block = _tiles(x, views, _HELD)
     full = channels % columns == 0 and rows % block == 0
-    return (-(-rows // block), blocks, views), {"COLUMNS": columns, "BLOCK": block, "FULL": full, "num_warps": 8}
+    sizes = {"COLUMNS": columns, "BLOCK": block, "VIEWS": views, "FULL": full, "num_warps": 8}
+    return (-(-rows // block), blocks, views), sizes
 
 
 # ------------------------------------------------------------------------------------------------------ kernels
@@ -208,97 +207,73 @@ if triton is not None:
         else:
             centre = tl.load(mean + view * channels + column, mask=there, other=0)
             inverse = tl.load(rstd + view * channels + column, mask=there, other=0)
-            w = tl.load(weight + column, mask=there, other=0).to(tl.float32)
+            factor = tl.load(weight + column, mask=there, other=0).to(tl.float32) * inverse
             b = tl.load(bias + column, mask=there, other=0).to(tl.float32)
-        row = tl.arange(0, BLOCK)
+        row = tl.arange(0, TURNS)[:, None, None] * BLOCK + tl.arange(0, BLOCK)[None, :, None]
         none = None if FULL else 0
         for begin in range(part * BLOCK * TURNS, rows, parts * BLOCK * TURNS):
-            for turn in tl.static_range(TURNS):
-                first = begin + turn * BLOCK
-                inside = None if FULL else (first + row[:, None] < rows) & there[None]
-                at = (origin + first) * channels + (row[:, None] * channels + column[None])
-                value = tl.load(x + at, mask=inside, other=none).to(tl.float32)
-                if FORWARD:
-                    value = value - shift[None] if FULL else tl.where(inside, value - shift[None], 0)
-                    one += value
-                    two += value * value
-                else:
-                    xhat = (value - centre[None]) * inverse[None]
-                    dv = tl.load(dy + at, mask=inside, other=none).to(tl.float32)
-                    if KEPT:
-                        dv = tl.where(tl.load(y + at, mask=inside, other=none) > 0, dv, 0)
-                    elif RELU:
-                        dv = tl.where(xhat * w[None] + b[None] > 0, dv, 0)
-                    one += dv
-                    two += dv * xhat
+            inside = None if FULL else (begin + row < rows) & there[None, None]
+            at = (origin + begin) * channels + (row * channels + column[None, None])
+            value = tl.load(x + at, mask=inside, other=none).to(tl.float32)
+            if FORWARD:
+                value = value - shift[None, None] if FULL else tl.where(inside, value - shift[None, None], 0)
+                one += tl.sum(value, axis=0)
+                two += tl.sum(value * value, axis=0)
+            else:
+                dv = tl.load(dy + at, mask=inside, other=none).to(tl.float32)
+                if KEPT:
+                    dv = tl.where(tl.load(y + at, mask=inside, other=none) > 0, dv, 0)
+                value -= centre[None, None]
+                if RELU and not KEPT:
+                    dv = tl.where(value * factor[None, None] + b[None, None] > 0, dv, 0)
+                one += tl.sum(dv, axis=0)
+                two += tl.sum(dv * value, axis=0)
         to = (view * parts + part) * channels + column
-        tl.store(sums + to, tl.sum(one, axis=0), mask=there)
-        tl.store(sums + tl.num_programs(2) * parts * channels + to, tl.sum(two, axis=0), mask=there)
+        one, two = tl.sum(one, axis=0), tl.sum(two, axis=0)
+        tl.store(sums + to, one, mask=there)
+        tl.store(sums + tl.num_programs(2) * parts * channels + to, two if FORWARD else two * inverse, mask=there)
 
     @triton.jit
-    def _parts(sums, column, channels, parts, VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Both sums of all parts of all views, (SLOTS, PARTS, COLUMNS)."""
-        view, part = tl.arange(0, SLOTS)[:, None, None], tl.arange(0, PARTS)[None, :, None]
-        inside = (view < VIEWS) & (part < parts) & (column[None, None] < channels)
-        at = (view * parts + part) * channels + column[None, None]
+    def _parts(sums, view, column, views, channels, parts, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Both sums of all parts of a view, (PARTS, COLUMNS)."""
+        part = tl.arange(0, PARTS)[:, None]
+        inside = (part < parts) & (column[None] < channels)
+        at = (view * parts + part) * channels + column[None]
         one = tl.load(sums + at, mask=inside, other=0)
-        return one, tl.load(sums + VIEWS * parts * channels + at, mask=inside, other=0)
+        return one, tl.load(sums + views * parts * channels + at, mask=inside, other=0)
 
     @triton.jit
     def _statistics_kernel(  # type: ignore[no-untyped-def]
-        sums, x, mean, rstd, running_mean, running_var, batches, momentum, eps, rows, channels, parts,
-        VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-    ):  # fmt: skip
-        # All is asked for before the first answer is waited for.
+        sums, x, mean, variance, rstd, eps, rows, channels, parts, PARTS: tl.constexpr, COLUMNS: tl.constexpr
+    ):
+        view = tl.program_id(1)
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        view = tl.arange(0, SLOTS)
         there = column < channels
-        both = (view[:, None] < VIEWS) & there[None]
-        one, two = _parts(sums, column, channels, parts, VIEWS, SLOTS, PARTS)
-        shift = tl.load(x + view[:, None].to(tl.int64) * rows * channels + column[None], mask=both, other=0)
-        mean_before = tl.load(running_mean + column, mask=there, other=0)
-        var_before = tl.load(running_var + column, mask=there, other=0)
-        offset, square = tl.sum(one, axis=1) / rows, tl.sum(two, axis=1) / rows
-        variance = tl.maximum(square - offset * offset, 0)
-        centre = shift.to(tl.float32) + offset
-        at = view[:, None] * channels + column[None]
-        tl.store(mean + at, centre, mask=both)
-        tl.store(rstd + at, 1 / tl.sqrt(variance + eps), mask=both)
-        # What each view, the last first, adds to the running statistics, and what is left of those before.
-        share = tl.zeros((SLOTS,), tl.float32)
-        left = 1.0
-        for k in tl.static_range(VIEWS):
-            share = tl.where(view == VIEWS - 1 - k, left * momentum, share)
-            left = left * (1 - momentum)
-        centre = tl.sum(share[:, None] * centre, axis=0)
-        variance = tl.sum(share[:, None] * variance, axis=0) * rows / (rows - 1)
-        tl.store(running_mean + column, left * mean_before + centre, mask=there)
-        tl.store(running_var + column, left * var_before + variance, mask=there)
-        if tl.program_id(0) == 0:
-            tl.store(batches, tl.load(batches) + VIEWS)
+        one, two = _parts(sums, view, column, tl.num_programs(1), channels, parts, PARTS)
+        shift = tl.load(x + view.to(tl.int64) * rows * channels + column, mask=there, other=0).to(tl.float32)
+        offset, square = tl.sum(one, axis=0) / rows, tl.sum(two, axis=0) / rows
+        v = tl.maximum(square - offset * offset, 0)
+        at = view * channels + column
+        tl.store(mean + at, shift + offset, mask=there)
+        tl.store(variance + at, v, mask=there)
+        tl.store(rstd + at, 1 / tl.sqrt(v + eps), mask=there)
 
     @triton.jit
-    def _totals_kernel(  # type: ignore[no-untyped-def]
-        sums, totals, dweight, dbias, channels, parts, VIEWS: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr,
-        COLUMNS: tl.constexpr,
-    ):  # fmt: skip
-        """Both sums of each view, and of all, which are the gradients of bias and weight."""
+    def _totals_kernel(sums, totals, channels, parts, PARTS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+        view, views = tl.program_id(1), tl.num_programs(1)
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-        view = tl.arange(0, SLOTS)
         there = column < channels
-        one, two = _parts(sums, column, channels, parts, VIEWS, SLOTS, PARTS)
-        one, two = tl.sum(one, axis=1), tl.sum(two, axis=1)
-        at, both = view[:, None] * channels + column[None], (view[:, None] < VIEWS) & there[None]
-        tl.store(totals + at, one, mask=both)
-        tl.store(totals + VIEWS * channels + at, two, mask=both)
-        tl.store(dbias + column, tl.sum(one, axis=0), mask=there)
-        tl.store(dweight + column, tl.sum(two, axis=0), mask=there)
+        one, two = _parts(sums, view, column, views, channels, parts, PARTS)
+        tl.store(totals + view * channels + column, tl.sum(one, axis=0), mask=there)
+        tl.store(totals + (views + view) * channels + column, tl.sum(two, axis=0), mask=there)
 
     @triton.jit
     def _result_kernel(  # type: ignore[no-untyped-def]
-        x, shortcut, weight, bias, mean, rstd, y, rows, channels, RELU: tl.constexpr, SHORTCUT: tl.constexpr,
-        COLUMNS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+        x, shortcut, weight, bias, mean, variance, rstd, y, running_mean, running_var, batches, momentum, rows,
+        channels, RELU: tl.constexpr, SHORTCUT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+        VIEWS: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
+        """y, and the running statistics, which follow one view after the other."""
         first, view = tl.program_id(0) * BLOCK, tl.program_id(2)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         there = column < channels
@@ -319,12 +294,25 @@ if triton is not None:
         if RELU:
             v = tl.maximum(v, 0)
         tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
+        if (first == 0) & (view == 0):
+            one = tl.load(running_mean + column, mask=there, other=0)
+            two = tl.load(running_var + column, mask=there, other=0)
+            for k in tl.static_range(VIEWS):
+                one += momentum * (tl.load(mean + k * channels + column, mask=there, other=0) - one)
+                unbiased = tl.load(variance + k * channels + column, mask=there, other=0) * rows / (rows - 1)
+                two += momentum * (unbiased - two)
+            tl.store(running_mean + column, one, mask=there)
+            tl.store(running_var + column, two, mask=there)
+            if tl.program_id(1) == 0:
+                tl.store(batches, tl.load(batches) + VIEWS)
 
     @triton.jit
     def _gradient_kernel(  # type: ignore[no-untyped-def]
-        x, dy, y, weight, bias, mean, rstd, totals, dx, dshortcut, rows, channels, RELU: tl.constexpr,
-        KEPT: tl.constexpr, SHORTCUT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+        x, dy, y, weight, bias, mean, rstd, totals, dx, dweight, dbias, dshortcut, rows, channels, RELU: tl.constexpr,
+        KEPT: tl.constexpr, SHORTCUT: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, VIEWS: tl.constexpr,
+        FULL: tl.constexpr,
     ):  # fmt: skip
+        """Gradients of x and shortcut, and those of weight and bias: the totals of all views."""
         first, view = tl.program_id(0) * BLOCK, tl.program_id(2)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         there = column < channels
@@ -332,7 +320,7 @@ if triton is not None:
         inside = None if FULL else (first + row[:, None] < rows) & there[None]
         none = None if FULL else 0
         at = (view.to(tl.int64) * rows + first) * channels + (row[:, None] * channels + column[None])
-        xhat = tl.load(x + at, mask=inside, other=none).to(tl.float32)
+        value = tl.load(x + at, mask=inside, other=none).to(tl.float32)
         dv = tl.load(dy + at, mask=inside, other=none).to(tl.float32)
         if KEPT:
             dv = tl.where(tl.load(y + at, mask=inside, other=none) > 0, dv, 0)
@@ -341,12 +329,20 @@ if triton is not None:
         centre = tl.load(mean + view * channels + column, mask=there, other=0)
         inverse = tl.load(rstd + view * channels + column, mask=there, other=0)
         even = tl.load(totals + view * channels + column, mask=there, other=0) / rows
-        along = totals + tl.num_programs(2) * channels + view * channels
-        slope = tl.load(along + column, mask=there, other=0) / rows
-        xhat = (xhat - centre[None]) * inverse[None]
+        slope = tl.load(totals + (VIEWS + view) * channels + column, mask=there, other=0) / rows * inverse
+        factor = w * inverse
+        value -= centre[None]
         if RELU and not KEPT:
-            dv = tl.where(xhat * w[None] + b[None] > 0, dv, 0)
+            dv = tl.where(value * factor[None] + b[None] > 0, dv, 0)
         if SHORTCUT:
             tl.store(dshortcut + at, dv.to(dshortcut.dtype.element_ty), mask=inside)
-        d = (w * inverse)[None] * (dv - even[None] - xhat * slope[None])
+        d = factor[None] * (dv - even[None] - value * slope[None])
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+        if (first == 0) & (view == 0):
+            one = tl.zeros((COLUMNS,), tl.float32)
+            two = tl.zeros((COLUMNS,), tl.float32)
+            for k in tl.static_range(VIEWS):
+                one += tl.load(totals + k * channels + column, mask=there, other=0)
+                two += tl.load(totals + (VIEWS + k) * channels + column, mask=there, other=0)
+            tl.store(dbias + column, one, mask=there)
+            tl.store(dweight + column, two, mask=there)

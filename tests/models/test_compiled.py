@@ -78,18 +78,18 @@ def test_batch_norm_compiles(views: int, channels: int, side: int) -> None:
         assert text.count("ld.global.v4.b32") >= tile["TURNS"] * (1 if forward else 3 if kept else 2)
     grid, tile = batch_norm._writing(x, views)
     assert tile["FULL"]
-    result = norm | numbers | dict.fromkeys(("x", "shortcut", "y"), BF16)
+    running = dict.fromkeys(("variance", "running_mean", "running_var"), F32) | {"batches": "*i64", "momentum": "fp32"}
+    result = norm | running | numbers | dict.fromkeys(("x", "shortcut", "y"), BF16)
     text = compiled(batch_norm._result_kernel, result, tile | {"RELU": True, "SHORTCUT": True}, wide)
     assert "st.global.v4.b32" in text
-    gradient = norm | images | numbers | {"totals": F32, "dx": BF16, "dshortcut": BF16}
+    made = dict.fromkeys(("totals", "dweight", "dbias"), F32) | dict.fromkeys(("dx", "dshortcut"), BF16)
+    gradient = norm | images | numbers | made
     flags = {"RELU": True, "KEPT": True, "SHORTCUT": True}
     assert "st.global.v4.b32" in compiled(batch_norm._gradient_kernel, gradient, tile | flags, wide)
-    totals, _ = batch_norm._totalling(views, parts, channels)
-    running = dict.fromkeys(("mean", "rstd", "running_mean", "running_var", "sums"), F32)
-    more = {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "parts": "i32", "x": BF16}
-    compiled(batch_norm._statistics_kernel, running | numbers | more, totals, wide)
-    given = dict.fromkeys(("sums", "totals", "dweight", "dbias"), F32) | dict.fromkeys(("channels", "parts"), "i32")
-    compiled(batch_norm._totals_kernel, given, totals, ("channels",))
+    _, tile = batch_norm._totalling(views, parts, channels)
+    given = dict.fromkeys(("sums", "mean", "variance", "rstd", "totals"), F32) | {"x": BF16, "eps": "fp32"}
+    for kernel in (batch_norm._statistics_kernel, batch_norm._totals_kernel):
+        compiled(kernel, given | numbers | {"parts": "i32"}, tile, wide)
 
 
 def test_bias_and_colour_compile() -> None:

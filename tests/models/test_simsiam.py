@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -80,6 +81,15 @@ def test_without_the_stop_gradient_the_gradient_would_differ(heads: Heads) -> No
 def test_loss_does_not_depend_on_which_view_is_first(heads: Heads) -> None:
     z1, z2 = draw(8, 6), draw(8, 6, seed=1)
     assert heads(z1, z2)[0].item() == pytest.approx(heads(z2, z1)[0].item(), abs=1e-6)
+
+
+def test_a_head_on_both_views_is_the_head_on_each(heads: Heads) -> None:
+    z1, z2 = draw(8, 6), 2 * draw(8, 6, seed=1) + 1
+    twin = copy.deepcopy(heads)
+    both = heads.projector(torch.cat([z1, z2]), 2)
+    assert torch.allclose(both, torch.cat([twin.projector(z1), twin.projector(z2)]), atol=1e-6)
+    for mine, theirs in zip(heads.buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_the_projection_comes_back_without_gradient(heads: Heads) -> None:
