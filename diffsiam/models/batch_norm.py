@@ -31,7 +31,7 @@ def norm_relu(x: Tensor, norm: nn.Module, shortcut: Tensor | None = None, *, rel
     """relu(norm(x) + shortcut), (N, C, H, W), with the statistics of the batch where ``norm`` trains, which its running
     ones follow."""
     own = type(norm) is nn.BatchNorm2d and norm.training and norm.momentum is not None and norm.affine
-    if own and runtime.runs_triton(x) and not torch.compiler.is_compiling():
+    if own and runtime.runs_triton(x):
         assert isinstance(norm, nn.BatchNorm2d)
         return _NormRelu.apply(x, norm.weight, norm.bias, shortcut, norm, relu)
     y = norm(x) if shortcut is None else norm(x) + shortcut

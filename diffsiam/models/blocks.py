@@ -45,7 +45,7 @@ class ResidualBlock(ResnetBlock2D):
         network is called as diffusers', with a time embedding (N, E), so is this block."""
         if isinstance(temb, Tensor):
             return super().forward(x, temb)
-        fused = _fused(x)
+        fused = runtime.runs_triton(x)
         hidden = norm_silu(x, self.norm1)
         resample = self.upsample or self.downsample
         if resample is not None:
@@ -74,7 +74,7 @@ class NearestUpsample(Upsample2D):
         hidden = maps.doubled(hidden_states)
         if not self.use_conv:
             return hidden
-        if not _fused(hidden):
+        if not runtime.runs_triton(hidden):
             return self.conv(hidden)
         return bias.add(_convolved(self.conv, hidden, plain=True), None, self.conv.bias)
 
@@ -91,7 +91,7 @@ class SelfAttention:
         temb: object = None,  # the middle block passes it to all
     ) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        x, fused = hidden_states, _fused(hidden_states)
+        x, fused = hidden_states, runtime.runs_triton(hidden_states)
         hidden = x if attn.group_norm is None else norm_silu(x, attn.group_norm, silu=False)
         rows = hidden.permute(0, 2, 3, 1).flatten(1, 2)  # (N, HW, C)
         layers = (attn.to_q, attn.to_k, attn.to_v)
@@ -118,11 +118,6 @@ def climb(block: nn.Module, hidden: Tensor, skips: Sequence[Tensor], told: Condi
     for upsampler in block.upsamplers or ():
         hidden = upsampler(hidden) if isinstance(upsampler, Upsample2D) else upsampler(hidden, told)
     return hidden
-
-
-def _fused(x: Tensor) -> bool:
-    """Whether kernels of ours take the biases of layers on ``x``."""
-    return runtime.runs_triton(x) and not torch.compiler.is_compiling()
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, *, plain: bool) -> Tensor:

@@ -45,7 +45,7 @@ def norm_silu(
     Returns:
         (N, C, H, W); in the precision of autocast where that is on and x is on a GPU, else in that of the operations.
     """
-    if runtime.runs_triton(x) and not torch.compiler.is_compiling():
+    if runtime.runs_triton(x):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         first, second = [*modulations, None, None][:2]
         given = x, norm.weight, norm.bias, bias, added, first, second

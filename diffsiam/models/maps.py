@@ -27,7 +27,7 @@ _NARROWEST = 8  # channels that are worth a tile: 16 bytes
 
 def doubled(x: Tensor) -> Tensor:
     """Every pixel of ``x`` (N, C, H, W) four times: (N, C, 2H, 2W)."""
-    if runtime.runs_triton(x) and not torch.compiler.is_compiling():
+    if runtime.runs_triton(x):
         return _Doubled.apply(x)
     with torch.autocast("cuda", enabled=False):  # which would go on in float32
         return functional.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -35,8 +35,8 @@ def doubled(x: Tensor) -> Tensor:
 
 def joined(x: Tensor, skip: Tensor) -> Tensor:
     """The channels of ``x`` (N, C, H, W), then those of ``skip`` (N, S, H, W): (N, C + S, H, W)."""
-    ours = runtime.runs_triton(x) and not torch.compiler.is_compiling()
-    if ours and x.dtype == skip.dtype and _width(x.shape[1], skip.shape[1]) >= _NARROWEST:
+    alike = x.dtype == skip.dtype
+    if runtime.runs_triton(x) and alike and _width(x.shape[1], skip.shape[1]) >= _NARROWEST:
         return _Joined.apply(x, skip)
     return torch.cat([x, skip], dim=1)
 
