@@ -109,7 +109,9 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
         for p in norm.parameters():
             p.add_(torch.randn(p.shape, generator=g, device=GPU))
     x = 3 + torch.randn(4, channels, side, side, generator=g, device=GPU)
-    flat = [torch.randn(4, channels, generator=g, device=GPU) for _ in range(3)]
+    widths = [channels, 2 * channels, 2 * channels]
+    flat = [torch.randn(channels, generator=g, device=GPU)]
+    flat += [torch.randn(4, width, generator=g, device=GPU) for width in widths]
     dy = torch.randn(x.shape, generator=g, device=GPU)
     results = []
     for kind in (dtype, torch.float64):
@@ -119,7 +121,7 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
         with pytest.MonkeyPatch.context() as patch:
             if kind == torch.float64:
                 patch.setattr(runtime, "runs_triton", lambda x: False)
-            y = group_norm.norm_silu(leaves[0], own, added=leaves[1], modulations=[(leaves[2], leaves[3])])
+            y = group_norm.norm_silu(leaves[0], own, bias=leaves[1], added=leaves[2], modulations=leaves[3:])
         assert y.dtype == kind
         y.backward(dy.to(dtype).to(kind))
         results.append([y, *(t.grad for t in (*leaves, *own.parameters()))])
