@@ -63,7 +63,7 @@ def test_a_captured_training_follows_the_plain_one_to_rounding(name: str, clip: 
     data, dm = tiny.data(tmp_path / "data"), tiny.saved_diffusion_model(tmp_path / "dm")
     slow = {"name": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine"}
     settings = {"optimizer": slow, "decoder_optimizer": slow, "diffusion_weight": 1.0, "encoder_width": 4}
-    cfg = tiny.section(params.Representation, grad_clip=clip, steps=12, **settings)
+    cfg = tiny.representation_of(name, grad_clip=clip, steps=12, **settings)
 
     def train(rt: params.Runtime, out: Path, checkpoint: Path) -> None:
         representation.run(name, cfg, rt, data, dm, out, checkpoint, seed=0)
