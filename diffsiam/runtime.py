@@ -83,8 +83,11 @@ def select_device(runtime: Runtime) -> torch.device:
 
 
 def runs_triton(x: torch.Tensor) -> bool:
-    """Whether Triton's kernels can work on ``x``; they belong to PyTorch's builds for CUDA on Linux."""
-    return x.is_cuda and importlib.util.find_spec("triton") is not None
+    """Whether our kernels of Triton, which belongs to PyTorch's builds for CUDA on Linux, shall work on ``x``: on a
+    GPU, but not where PyTorch compiles what it runs, and makes kernels of its own."""
+    import torch
+
+    return not torch.compiler.is_compiling() and x.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 def _keep_memory() -> None:

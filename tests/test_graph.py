@@ -63,7 +63,7 @@ def test_a_captured_training_follows_the_plain_one_to_rounding(name: str, clip: 
     data, dm = tiny.data(tmp_path / "data"), tiny.saved_diffusion_model(tmp_path / "dm")
     slow = {"name": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine"}
     settings = {"optimizer": slow, "decoder_optimizer": slow, "diffusion_weight": 1.0, "encoder_width": 4}
-    cfg = tiny.section(params.Representation, grad_clip=clip, steps=12, **settings)
+    cfg = tiny.representation_of(name, grad_clip=clip, steps=12, **settings)
 
     def train(rt: params.Runtime, out: Path, checkpoint: Path) -> None:
         representation.run(name, cfg, rt, data, dm, out, checkpoint, seed=0)
@@ -109,7 +109,9 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
         for p in norm.parameters():
             p.add_(torch.randn(p.shape, generator=g, device=GPU))
     x = 3 + torch.randn(4, channels, side, side, generator=g, device=GPU)
-    flat = [torch.randn(4, channels, generator=g, device=GPU) for _ in range(3)]
+    widths = [channels, 2 * channels, 2 * channels]
+    flat = [torch.randn(channels, generator=g, device=GPU)]
+    flat += [torch.randn(4, width, generator=g, device=GPU) for width in widths]
     dy = torch.randn(x.shape, generator=g, device=GPU)
     results = []
     for kind in (dtype, torch.float64):
@@ -119,7 +121,7 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
         with pytest.MonkeyPatch.context() as patch:
             if kind == torch.float64:
                 patch.setattr(runtime, "runs_triton", lambda x: False)
-            y = group_norm.norm_silu(leaves[0], own, added=leaves[1], modulations=[(leaves[2], leaves[3])])
+            y = group_norm.norm_silu(leaves[0], own, bias=leaves[1], added=leaves[2], modulations=leaves[3:])
         assert y.dtype == kind
         y.backward(dy.to(dtype).to(kind))
         results.append([y, *(t.grad for t in (*leaves, *own.parameters()))])

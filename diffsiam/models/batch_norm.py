@@ -49,7 +49,7 @@ def norm_relu(
     """relu(norm(x) + shortcut), (N, C, H, W) or (N, C), with the statistics of the batch where ``norm`` trains, which
     its running ones follow; of each of its ``views`` equal parts, where it has several, in their order."""
     own = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.training and norm.momentum is not None
-    if own and runtime.runs_triton(x) and not torch.compiler.is_compiling():
+    if own and runtime.runs_triton(x):
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         if x.dim() == 2:
             assert shortcut is None

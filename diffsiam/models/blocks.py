@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AttnUpBlock2D, UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diffsiam import runtime
-from diffsiam.models import bias
+from diffsiam.models import bias, maps
 from diffsiam.models.group_norm import norm_silu
 
 
@@ -44,7 +45,7 @@ class ResidualBlock(ResnetBlock2D):
         network is called as diffusers', with a time embedding (N, E), so is this block."""
         if isinstance(temb, Tensor):
             return super().forward(x, temb)
-        fused = runtime.runs_triton(x) and not torch.compiler.is_compiling()
+        fused = runtime.runs_triton(x)
         hidden = norm_silu(x, self.norm1)
         resample = self.upsample or self.downsample
         if resample is not None:
@@ -55,10 +56,8 @@ class ResidualBlock(ResnetBlock2D):
         added = time if self.time_embedding_norm == "default" else None
         if added is None:
             pairs.insert(0, time)
-        if fused:  # the norm adds the bias of the convolution before it
-            given = self.conv1.bias.float()
-            added = given.expand(len(x), -1) if added is None else added.float() + given
-        hidden = norm_silu(hidden, self.norm2, added=added, modulations=[pair.chunk(2, dim=1) for pair in pairs])
+        given = self.conv1.bias if fused else None  # the norm adds it
+        hidden = norm_silu(hidden, self.norm2, bias=given, added=added, modulations=pairs)
         hidden = _convolved(self.conv2, self.dropout(hidden), plain=fused)
         shortcut = x if self.conv_shortcut is None else _convolved(self.conv_shortcut, x, plain=fused)
         if not fused:
@@ -72,9 +71,12 @@ class NearestUpsample(Upsample2D):
 
     def forward(self, hidden_states: Tensor, output_size: None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', 2H, 2W); sides that halve evenly on the way down need no ``output_size``."""
-        with torch.autocast("cuda", enabled=False):  # which would go on in float32
-            hidden = functional.interpolate(hidden_states, scale_factor=2.0, mode="nearest")
-        return self.conv(hidden) if self.use_conv else hidden
+        hidden = maps.doubled(hidden_states)
+        if not self.use_conv:
+            return hidden
+        if not runtime.runs_triton(hidden):
+            return self.conv(hidden)
+        return bias.add(_convolved(self.conv, hidden, plain=True), None, self.conv.bias)
 
 
 class SelfAttention:
@@ -89,16 +91,33 @@ class SelfAttention:
         temb: object = None,  # the middle block passes it to all
     ) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        x = hidden_states
+        x, fused = hidden_states, runtime.runs_triton(hidden_states)
         hidden = x if attn.group_norm is None else norm_silu(x, attn.group_norm, silu=False)
         rows = hidden.permute(0, 2, 3, 1).flatten(1, 2)  # (N, HW, C)
         layers = (attn.to_q, attn.to_k, attn.to_v)
-        q, k, v = (layer(rows).unflatten(2, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+        made = (bias.linear(rows, layer) if fused else layer(rows) for layer in layers)
+        q, k, v = (y.unflatten(2, (attn.heads, -1)).transpose(1, 2) for y in made)
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = attn.to_out[0](mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        last, shortcut = attn.to_out[0], x if attn.residual_connection else None
+        if fused:
+            out = functional.linear(mixed, last.weight).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+            return _rescaled(bias.add(out, shortcut, last.bias), attn.rescale_output_factor)
+        out = last(mixed).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         if not x.is_contiguous(memory_format=torch.channels_last):
             out = out.contiguous()  # what follows keeps the layout that it was given
-        return _rescaled(out + x if attn.residual_connection else out, attn.rescale_output_factor)
+        return _rescaled(out if shortcut is None else out + shortcut, attn.rescale_output_factor)
+
+
+def climb(block: nn.Module, hidden: Tensor, skips: Sequence[Tensor], told: Conditioning) -> Tensor:
+    """A block of the way up, on the ``skips`` of its level, the last one first."""
+    if not isinstance(block, UpBlock2D | AttnUpBlock2D):
+        return block(hidden, tuple(skips), told)
+    attentions = block.attentions if isinstance(block, AttnUpBlock2D) else [nn.Identity()] * len(skips)
+    for resnet, attention, skip in zip(block.resnets, attentions, reversed(skips), strict=True):
+        hidden = attention(resnet(maps.joined(hidden, skip), told))
+    for upsampler in block.upsamplers or ():
+        hidden = upsampler(hidden) if isinstance(upsampler, Upsample2D) else upsampler(hidden, told)
+    return hidden
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, *, plain: bool) -> Tensor:
@@ -128,6 +147,6 @@ def adopt(*parts: nn.Module) -> list[ResidualBlock]:
 def project(embedding: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
     """Each of the ``layers`` on silu(embedding), (N, E), by one matrix product: (N, out) for each."""
     weight = torch.cat([layer.weight for layer in layers])
-    bias = torch.cat([layer.bias for layer in layers])
+    offset = torch.cat([layer.bias for layer in layers])
     widths = [layer.out_features for layer in layers]
-    return functional.linear(functional.silu(embedding), weight, bias).split(widths, dim=1)
+    return functional.linear(functional.silu(embedding), weight, offset).split(widths, dim=1)

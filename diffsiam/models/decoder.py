@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
@@ -54,4 +55,8 @@ class Decoder(nn.Module):
         """g_phi(z, x_t, t): z (N, d) and the frozen network's `Trunk` of (x_t, t) to (N, 3, H, W), float32."""
         time = blocks.project(trunk.time, [own.block.time_emb_proj for own in self._residual])
         told = blocks.Conditioning(time, blocks.project(self.z_embedding(z), [own.z_proj for own in self._residual]))
+        # The backward pass of a group norm on a CPU, in channels-last memory, was a segmentation fault before PyTorch
+        # 2.14 where the norm's input needs no gradient, as the frozen network's last feature map does not.
+        if trunk.hidden.device.type == "cpu" and not (trunk.hidden.requires_grad or torch.compiler.is_compiling()):
+            trunk = trunk._replace(hidden=trunk.hidden.detach().requires_grad_())
         return up_path(self.unet, trunk, told)

@@ -8,7 +8,7 @@ additions, so they give the same bits every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,100 +29,141 @@ def norm_silu(
     x: Tensor,
     norm: nn.GroupNorm,
     *,
+    bias: Tensor | None = None,
     added: Tensor | None = None,
-    modulations: Iterable[Sequence[Tensor]] = (),
+    modulations: Sequence[Tensor] = (),
     silu: bool = True,
 ) -> Tensor:
-    """silu(.. (1 + scale) GN(x + added) + shift ..): group norm, then each of the modulations, then SiLU.
+    """silu(.. (1 + scale) GN(x + bias + added) + shift ..): group norm, then each of the modulations, then SiLU.
 
     Args:
         x: (N, C, H, W).
+        bias: (C,), of the convolution before, where that left it out.
         added: (N, C), added to every pixel before the norm (Ho et al.'s time embedding).
-        modulations: pairs (scale, shift), (N, C) each, the first applied first (PDAE's time, then z).
+        modulations: up to two of (N, 2C), scale then shift, the first applied first (PDAE's time, then z).
         silu: False leaves out the activation.
     Returns:
         (N, C, H, W); in the precision of autocast where that is on and x is on a GPU, else in that of the operations.
     """
-    if runtime.runs_triton(x) and not torch.compiler.is_compiling():
-        a, b = norm.weight[None].float(), norm.bias[None].float()
-        for scale, shift in modulations:
-            factor = 1 + scale.float()
-            a, b = factor * a, factor * b + shift.float()
-        shape = x.shape[:2]
+    if runtime.runs_triton(x):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-        return _normalized(x, added, a.expand(shape), b.expand(shape), norm.num_groups, norm.eps, silu, dtype)[0]
-    hidden = norm(x if added is None else x + added[:, :, None, None])
-    for scale, shift in modulations:
-        hidden = (1 + scale[:, :, None, None]) * hidden + shift[:, :, None, None]
+        first, second = [*modulations, None, None][:2]
+        given = x, norm.weight, norm.bias, bias, added, first, second
+        return _normalized(*given, norm.num_groups, norm.eps, silu, dtype)[0]
+    for rows in (bias, added):
+        x = x if rows is None else x + rows.view(-1, x.shape[1], 1, 1)
+    hidden = norm(x)
+    for scale, shift in (pair[:, :, None, None].chunk(2, dim=1) for pair in modulations):
+        hidden = (1 + scale) * hidden + shift
     return functional.silu(hidden) if silu else hidden
 
 
 # ---------------------------------------------------------------------------------------------------- operators
 @torch.library.custom_op("diffsiam::norm_silu", mutates_args=())
 def _normalized(
-    x: Tensor, added: Tensor | None, a: Tensor, b: Tensor, groups: int, eps: float, silu: bool, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y in channels-last memory and ``dtype``, and the mean and 1/std of each image's groups, (N, groups) float32."""
+    """y in channels-last memory and ``dtype``, and the mean and 1/std of each image's groups, (N, groups) float32;
+    ``weight`` and ``offset`` are the norm's own."""
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x, dtype=dtype)
     mean, rstd = (torch.empty(len(x), groups, device=x.device) for _ in range(2))
-    given = added if added is not None else mean
     grid, shape = _launch(x, groups, 8192)
-    _forward_kernel[grid](
-        x, given, a, b, y, mean, rstd, *_strides(given, a, b), eps, ADDED=added is not None, SILU=silu, **shape
-    )
+    rows, strides, flags = _told(weight, bias, added, first, second)
+    _forward_kernel[grid](x, weight, offset, *rows, y, mean, rstd, *strides, eps, SILU=silu, **flags, **shape)
     return y, mean, rstd
 
 
 @torch.library.custom_op("diffsiam::norm_silu_backward", mutates_args=())
 def _gradients(
-    dy: Tensor, x: Tensor, added: Tensor | None, a: Tensor, b: Tensor, mean: Tensor, rstd: Tensor, silu: bool
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, added, a and b."""
+    """Gradients of x, first, second, and by image those of weight, offset and what was added before the norm,
+    (3, N, C) float32."""
     x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
-    dx = torch.empty_like(x)
-    dadded, da, db = (torch.empty(x.shape[:2], device=x.device) for _ in range(3))
-    given = added if added is not None else mean
+    dx, sums = torch.empty_like(x), torch.empty(3, *x.shape[:2], device=x.device)
+    dfirst, dsecond = (_row_like(pair, x) for pair in (first, second))
     grid, shape = _launch(x, mean.shape[1], 4096)
+    rows, strides, flags = _told(weight, bias, added, first, second)
     _backward_kernel[grid](
-        dy, x, given, a, b, mean, rstd, dx, dadded, da, db, *_strides(given, a, b),
-        ADDED=added is not None, SILU=silu, **shape,
+        dy, x, weight, offset, *rows, mean, rstd, dx, dfirst, dsecond, sums, *strides, len(x),
+        SILU=silu, **flags, **shape,
     )  # fmt: skip
-    return dx, dadded, da, db
+    return dx, dfirst, dsecond, sums
 
 
 @_normalized.register_fake
-def _(x, added, a, b, groups, eps, silu, dtype):  # type: ignore[no-untyped-def]
+def _(x, weight, offset, bias, added, first, second, groups, eps, silu, dtype):  # type: ignore[no-untyped-def]
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
     mean = x.new_empty(len(x), groups, dtype=torch.float32)
     return y, mean, torch.empty_like(mean)
 
 
 @_gradients.register_fake
-def _(dy, x, added, a, b, mean, rstd, silu):  # type: ignore[no-untyped-def]
-    flat = [x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(3)]
-    return torch.empty_like(x, memory_format=torch.channels_last), *flat
+def _(dy, x, weight, offset, bias, added, first, second, mean, rstd, silu):  # type: ignore[no-untyped-def]
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    return dx, _row_like(first, x), _row_like(second, x), x.new_empty(3, *x.shape[:2], dtype=torch.float32)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, added, a, b, _, _, ctx.silu, _ = inputs
+    *given, _, _, ctx.silu, _ = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, added, a, b, mean, rstd)
+    ctx.save_for_backward(*given, mean, rstd)
 
 
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
-    x, added, a, b, mean, rstd = ctx.saved_tensors
-    dx, dadded, da, db = _gradients(dy, x, added, a, b, mean, rstd, ctx.silu)
-    return dx, None if added is None else dadded.to(added.dtype), da, db, None, None, None, None
+    _, weight, offset, bias, added, first, second, *_ = ctx.saved_tensors
+    dx, dfirst, dsecond, sums = _gradients(dy, *ctx.saved_tensors, ctx.silu)
+    totals = sums.sum(dim=1)
+    return (
+        dx,
+        totals[0].to(weight.dtype),
+        totals[1].to(offset.dtype),
+        None if bias is None else totals[2].to(bias.dtype),
+        None if added is None else sums[2].to(added.dtype),
+        None if first is None else dfirst,
+        None if second is None else dsecond,
+        *[None] * 4,
+    )
 
 
 _normalized.register_autograd(_backward, setup_context=_keep)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    """Steps from image to image: 0 where all images share a row."""
-    return [t.stride(0) for t in tensors]
+def _row_like(pair: Tensor | None, x: Tensor) -> Tensor:
+    """A place for the gradient of ``pair``; an empty one where there is none."""
+    return x.new_empty(0) if pair is None else torch.empty(pair.shape, dtype=pair.dtype, device=pair.device)
+
+
+def _told(
+    weight: Tensor, bias: Tensor | None, added: Tensor | None, first: Tensor | None, second: Tensor | None
+) -> tuple[list[Tensor], list[int], dict[str, int]]:
+    """What the kernels are given of these: pointers, steps from image to image, and which of them are there."""
+    rows = [weight if row is None else row for row in (bias, added, first, second)]
+    strides = [0 if row is None else row.stride(0) for row in (added, first, second)]
+    pairs = (first is not None) + (second is not None)
+    return rows, strides, {"BIAS": bias is not None, "ADDED": added is not None, "PAIRS": pairs}
 
 
 def _launch(x: Tensor, groups: int, held: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -176,20 +217,36 @@ if triton is not None:
         return group, channel, (group < GROUPS) & (inner < ACROSS), inner == 0
 
     @triton.jit
+    def _before(bias, added, added_stride, n, channel, there, BIAS: tl.constexpr, ADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+        """What is added to each channel before the norm."""
+        plus = tl.zeros(channel.shape, tl.float32)
+        if BIAS:
+            plus += tl.load(bias + channel, mask=there, other=0).to(tl.float32)
+        if ADDED:
+            plus += tl.load(added + n * added_stride + channel, mask=there, other=0).to(tl.float32)
+        return plus
+
+    @triton.jit
+    def _modulated(a, b, pair, at, channel, there, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+        """(1 + scale) of the channels, and a and b after the modulation."""
+        scale = 1 + tl.load(pair + at + channel, mask=there, other=0).to(tl.float32)
+        shift = tl.load(pair + at + CHANNELS + channel, mask=there, other=0).to(tl.float32)
+        return scale, scale * a, scale * b + shift
+
+    @triton.jit
     def _forward_kernel(  # type: ignore[no-untyped-def]
-        x, added, a, b, y, mean, rstd, added_stride, a_stride, b_stride, eps, ADDED: tl.constexpr, SILU: tl.constexpr,
+        x, weight, offset, bias, added, first, second, y, mean, rstd, added_stride, first_stride, second_stride, eps,
+        SILU: tl.constexpr, BIAS: tl.constexpr, ADDED: tl.constexpr, PAIRS: tl.constexpr,
         PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ACROSS: tl.constexpr,
         PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
         group, channel, there, head = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
-        plus = tl.zeros((TOGETHER * PADDED,), tl.float32)
-        if ADDED:
-            plus = tl.load(added + n * added_stride + channel, mask=there, other=0).to(tl.float32)
+        plus = _before(bias, added, added_stride, n, channel, there, BIAS, ADDED)
         image = n * PIXELS * CHANNELS
         # Sums are of distances from the group's mean in the first pixel: none is small beside its parts.
-        first = tl.load(x + image + channel, mask=there, other=0).to(tl.float32) + plus
-        shift = _each(tl.where(there, first, 0), TOGETHER, PADDED) / ACROSS
+        begun = tl.load(x + image + channel, mask=there, other=0).to(tl.float32) + plus
+        shift = _each(tl.where(there, begun, 0), TOGETHER, PADDED) / ACROSS
         total = tl.zeros((TOGETHER * PADDED,), tl.float32)
         square = tl.zeros((TOGETHER * PADDED,), tl.float32)
         for begin in range(0, PIXELS, BLOCK):
@@ -201,18 +258,24 @@ if triton is not None:
                 distance = tl.where(inside, distance, 0)
             total += tl.sum(distance, axis=0)
             square += tl.sum(distance * distance, axis=0)
-        offset = _each(total, TOGETHER, PADDED) / (PIXELS * ACROSS)
-        spread = _each(square, TOGETHER, PADDED) / (PIXELS * ACROSS) - offset * offset
-        centre, inverse = shift + offset, 1 / tl.sqrt(tl.maximum(spread, 0) + eps)
+        moved = _each(total, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        spread = _each(square, TOGETHER, PADDED) / (PIXELS * ACROSS) - moved * moved
+        centre, inverse = shift + moved, 1 / tl.sqrt(tl.maximum(spread, 0) + eps)
         tl.store(mean + n * GROUPS + group, centre, mask=there & head)
         tl.store(rstd + n * GROUPS + group, inverse, mask=there & head)
-        factor = tl.load(a + n * a_stride + channel, mask=there, other=0).to(tl.float32) * inverse
-        bias = tl.load(b + n * b_stride + channel, mask=there, other=0).to(tl.float32) + (plus - centre) * factor
+        a = tl.load(weight + channel, mask=there, other=0).to(tl.float32)
+        b = tl.load(offset + channel, mask=there, other=0).to(tl.float32)
+        if PAIRS > 0:
+            _, a, b = _modulated(a, b, first, n * first_stride, channel, there, CHANNELS)
+        if PAIRS > 1:
+            _, a, b = _modulated(a, b, second, n * second_stride, channel, there, CHANNELS)
+        factor = a * inverse
+        b += (plus - centre) * factor
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
-            v = _loaded(x + at, inside, FULL) * factor[None] + bias[None]
+            v = _loaded(x + at, inside, FULL) * factor[None] + b[None]
             if SILU:
                 v = v * tl.sigmoid(v)
             _stored(y + at, v, inside, FULL)
@@ -226,19 +289,34 @@ if triton is not None:
         return dy
 
     @triton.jit
+    def _unmodulated(da, db, scale, a, b, dpair, at, channel, there, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Leaves the gradient of a modulation of ``a`` and ``b``; returns theirs."""
+        kind = dpair.dtype.element_ty
+        tl.store(dpair + at + channel, (da * a + db * b).to(kind), mask=there)
+        tl.store(dpair + at + CHANNELS + channel, db.to(kind), mask=there)
+        return scale * da, scale * db
+
+    @triton.jit
     def _backward_kernel(  # type: ignore[no-untyped-def]
-        dy, x, added, a, b, mean, rstd, dx, dadded, da, db, added_stride, a_stride, b_stride, ADDED: tl.constexpr,
-        SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
-        ACROSS: tl.constexpr, PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+        dy, x, weight, offset, bias, added, first, second, mean, rstd, dx, dfirst, dsecond, sums,
+        added_stride, first_stride, second_stride, images,
+        SILU: tl.constexpr, BIAS: tl.constexpr, ADDED: tl.constexpr, PAIRS: tl.constexpr,
+        PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ACROSS: tl.constexpr,
+        PADDED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(0).to(tl.int64)
         group, channel, there, _ = _channels(GROUPS, ACROSS, PADDED, TOGETHER)
         inverse = tl.load(rstd + n * GROUPS + group, mask=there, other=0)
         centre = tl.load(mean + n * GROUPS + group, mask=there, other=0)
-        if ADDED:
-            centre = centre - tl.load(added + n * added_stride + channel, mask=there, other=0).to(tl.float32)
-        factor = tl.load(a + n * a_stride + channel, mask=there, other=0).to(tl.float32)
-        bias = tl.load(b + n * b_stride + channel, mask=there, other=0).to(tl.float32)
+        centre -= _before(bias, added, added_stride, n, channel, there, BIAS, ADDED)
+        a0 = tl.load(weight + channel, mask=there, other=0).to(tl.float32)
+        b0 = tl.load(offset + channel, mask=there, other=0).to(tl.float32)
+        a1, b1 = a0, b0
+        if PAIRS > 0:
+            scale1, a1, b1 = _modulated(a0, b0, first, n * first_stride, channel, there, CHANNELS)
+        a, b = a1, b1
+        if PAIRS > 1:
+            scale2, a, b = _modulated(a1, b1, second, n * second_stride, channel, there, CHANNELS)
         image = n * PIXELS * CHANNELS
         along = tl.zeros((TOGETHER * PADDED,), tl.float32)  # sum of dv * xhat, with v = a xhat + b
         plain = tl.zeros((TOGETHER * PADDED,), tl.float32)  # sum of dv
@@ -247,24 +325,28 @@ if triton is not None:
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
-            dv = _unactivated(_loaded(dy + at, inside, FULL), factor[None] * xhat + bias[None], SILU)
+            dv = _unactivated(_loaded(dy + at, inside, FULL), a[None] * xhat + b[None], SILU)
             plain += tl.sum(dv, axis=0)
             along += tl.sum(dv * xhat, axis=0)
-        where = n * CHANNELS + channel
-        tl.store(da + where, along, mask=there)
-        tl.store(db + where, plain, mask=there)
-        even = _each(factor * plain, TOGETHER, PADDED) / (PIXELS * ACROSS)
-        slope = _each(factor * along, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        even = _each(a * plain, TOGETHER, PADDED) / (PIXELS * ACROSS)
+        slope = _each(a * along, TOGETHER, PADDED) / (PIXELS * ACROSS)
         moved = tl.zeros((TOGETHER * PADDED,), tl.float32)
         for begin in range(0, PIXELS, BLOCK):
             pixel = begin + tl.arange(0, BLOCK)
             inside = there[None] & (pixel[:, None] < PIXELS)
             at = image + pixel[:, None] * CHANNELS + channel[None]
             xhat = (_loaded(x + at, inside, FULL) - centre[None]) * inverse[None]
-            dv = _unactivated(_loaded(dy + at, inside, FULL), factor[None] * xhat + bias[None], SILU)
-            d = inverse[None] * (factor[None] * dv - even[None] - xhat * slope[None])
-            if ADDED:
+            dv = _unactivated(_loaded(dy + at, inside, FULL), a[None] * xhat + b[None], SILU)
+            d = inverse[None] * (a[None] * dv - even[None] - xhat * slope[None])
+            if BIAS or ADDED:
                 moved += tl.sum(d if FULL else tl.where(inside, d, 0), axis=0)
             _stored(dx + at, d, inside, FULL)
-        if ADDED:
-            tl.store(dadded + where, moved, mask=there)
+        pair = n * 2 * CHANNELS
+        if PAIRS > 1:
+            along, plain = _unmodulated(along, plain, scale2, a1, b1, dsecond, pair, channel, there, CHANNELS)
+        if PAIRS > 0:
+            along, plain = _unmodulated(along, plain, scale1, a0, b0, dfirst, pair, channel, there, CHANNELS)
+        where = n * CHANNELS + channel
+        tl.store(sums + where, along, mask=there)
+        tl.store(sums + images * CHANNELS + where, plain, mask=there)
+        tl.store(sums + 2 * images * CHANNELS + where, moved, mask=there)

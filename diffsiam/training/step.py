@@ -36,22 +36,24 @@ class Average:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        parameters = dict(module.named_parameters())
-        self.live = [p.detach() for p in parameters.values()]
-        self.own = {name: p.detach().clone() for name, p in parameters.items()}
+        self.own = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+        for own, live in zip(self.own.values(), module.parameters(), strict=True):
+            own.grad = live.detach()
+        # average -= rate * (average - weights), one pass over all: decay of weights, and ascent along the new ones
+        self._optimizer = torch.optim.SGD(self.own.values(), weight_decay=1.0, maximize=True, fused=True)
 
-    @torch.no_grad()
     def update(self, weight: Tensor) -> None:
         """Take in the weights of now: average += weight * (weights - average), ``weight`` a scalar, 1 - decay."""
-        own = list(self.own.values())
-        change = torch._foreach_sub(self.live, own)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(own, change)
+        for group in self._optimizer.param_groups:
+            group["lr"] = weight
+        self._optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the module's state_dict has, averaged."""
-        return {**{name: value.detach().clone() for name, value in self.module.state_dict().items()}, **self.own}
+        own = {name: value.detach() for name, value in self.own.items()}
+        return {**{name: value.detach().clone() for name, value in self.module.state_dict().items()}, **own}
 
+    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a saved ``own``."""
         for name, value in self.own.items():

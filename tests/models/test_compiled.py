@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffsiam.data import colour
-from diffsiam.models import batch_norm, bias, group_norm
+from diffsiam.models import batch_norm, bias, group_norm, maps
 
 triton = pytest.importorskip("triton", reason="Triton does not exist on this platform")
 BF16, F32 = "*bf16", "*fp32"
@@ -38,19 +38,21 @@ def compiled(kernel: Any, arguments: dict[str, str], sizes: dict[str, Any], alig
     return made.asm["ptx"]
 
 
+@pytest.mark.parametrize("pairs", [0, 1, 2])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize(("channels", "side"), [(128, 32), (512, 8), (384, 32)])
-def test_group_norm_compiles(channels: int, side: int, added: bool) -> None:
+def test_group_norm_compiles(channels: int, side: int, added: bool, pairs: int) -> None:
     """384 channels are groups of 12: their tiles are padded, and read 8 bytes at a time."""
     x = torch.empty(128, channels, side, side, device="meta")
-    strides = dict.fromkeys(("added_stride", "a_stride", "b_stride"), "i32")
-    rows = dict.fromkeys(("added", "a", "b", "mean", "rstd"), F32)
+    strides = dict.fromkeys(("added_stride", "first_stride", "second_stride"), "i32")
+    rows = dict.fromkeys(("bias", "added", "first", "second", "dfirst", "dsecond"), BF16)
+    rows |= dict.fromkeys(("weight", "offset", "mean", "rstd", "sums"), F32)
+    flags = {"ADDED": added, "BIAS": added, "PAIRS": pairs, "SILU": True}
     _, sizes = group_norm._launch(x, 32, 8192)
-    flags = {"ADDED": added, "SILU": True}
     given = rows | strides | {"x": BF16, "y": BF16, "eps": "fp32"}
     forward = compiled(group_norm._forward_kernel, given, sizes | flags, tuple(strides))
     _, sizes = group_norm._launch(x, 32, 4096)
-    given = rows | strides | {"dy": BF16, "x": BF16, "dx": BF16} | dict.fromkeys(("dadded", "da", "db"), F32)
+    given = rows | strides | {"dy": BF16, "x": BF16, "dx": BF16, "images": "i32"}
     backward = compiled(group_norm._backward_kernel, given, sizes | flags, tuple(strides))
     wide = "v2" if channels == 384 else "v4"
     for text in (forward, backward):
@@ -93,14 +95,31 @@ def test_batch_norm_compiles(views: int, channels: int, side: int) -> None:
 
 
 def test_bias_and_colour_compile() -> None:
-    rows, channels, columns, _, block = bias._tiles(torch.empty(128, 256, 32, 32, device="meta"))
+    rows, channels, columns, _, block = bias._tiles(torch.empty(128, 32, 32, 256, device="meta"))
     numbers, tile = {"rows": "i32", "channels": "i32"}, {"COLUMNS": columns, "BLOCK": block}
     assert (rows, channels) == (128 * 32 * 32, 256)
     images = dict.fromkeys(("hidden", "shortcut", "bias", "y"), BF16)
-    assert "st.global.v4.b32" in compiled(bias._sum_kernel, images | numbers, tile, tuple(numbers))
+    for shortcut in (False, True):
+        sizes = tile | {"SHORTCUT": shortcut}
+        assert "st.global.v4.b32" in compiled(bias._sum_kernel, images | numbers, sizes, tuple(numbers))
     given = numbers | {"dy": BF16, "sums": F32, "parts": "i32"}
     assert "ld.global.v4.b32" in compiled(bias._columns_kernel, given, tile, tuple(numbers))
     for side in (32, 64, 128):
         given = {"x": F32, "factors": F32, "order": "*i64", "grey": "*i1", "out": F32}
         sizes = {"PIXELS": side**2, "BLOCK": side**2, "num_warps": max(4, min(32, side**2 // 1024))}
         compiled(colour._jitter_kernel, given, sizes)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_enlarged_and_joined_maps_compile(back: bool) -> None:
+    x = torch.empty(128, 256, 16, 16, device="meta")
+    numbers = dict.fromkeys(("rows", "channels", "width", "own", "more"), "i32")
+    _, sizes = maps._tiles(x, 256, 4096)
+    text = compiled(maps._double_kernel, numbers | {"x": BF16, "y": BF16}, sizes | {"BACK": back}, tuple(numbers))
+    assert "ld.global.v4.b32" in text
+    assert "st.global.v4.b32" in text
+    _, sizes = maps._tiles(x, 384, 8192, maps._width(256, 128))
+    given = numbers | {"x": BF16, "skip": BF16, "y": BF16}
+    text = compiled(maps._join_kernel, given, sizes | {"BACK": back}, tuple(numbers))
+    assert "ld.global.v4.b32" in text
+    assert "st.global.v4.b32" in text

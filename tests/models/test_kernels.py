@@ -17,33 +17,40 @@ from torch import nn
 from torch.nn import functional
 from diffsiam import params, runtime
 from diffsiam.data import augment, colour
-from diffsiam.models import batch_norm, bias, encoder, group_norm, simsiam
+from diffsiam.models import batch_norm, bias, encoder, group_norm, maps, simsiam
 
-def reference(x, added, a, b, groups, silu):
-    h = x if added is None else x + added[:, :, None, None]
-    h = a[:, :, None, None] * functional.group_norm(h, groups, None, None, 0.1) + b[:, :, None, None]
+def reference(x, weight, offset, bias, added, first, second, groups, silu):
+    for row in (bias, added):
+        x = x if row is None else x + row.view(-1, x.shape[1], 1, 1)
+    h = functional.group_norm(x, groups, weight, offset, 0.1)
+    for pair in (first, second):
+        if pair is not None:
+            h = (1 + pair[:, : x.shape[1], None, None]) * h + pair[:, x.shape[1] :, None, None]
     return functional.silu(h) if silu else h
 
 torch.manual_seed(0)
 count = 0
 for n, channels, side, groups in [(2, 12, 5, 4), (1, 24, 3, 1), (2, 96, 8, 8), (1, 128, 4, 32)]:
-    for has in (False, True):
-        for silu in (False, True):
-            x = torch.randn(n, channels, side, side, dtype=torch.float64) + 3
-            rows = [torch.randn(n, channels, dtype=torch.float64) for _ in range(3)]
-            exact = [t.clone().requires_grad_() for t in (x, *rows)]
-            ours = [t.float().requires_grad_() for t in (x, *rows)]
-            y = reference(exact[0], exact[1] if has else None, *exact[2:], groups, silu)
-            got = group_norm._normalized(
-                ours[0], ours[1] if has else None, *ours[2:], groups, 0.1, silu, torch.float32)[0]
-            dy = torch.randn_like(y)
-            y.backward(dy)
-            got.backward(dy.float())
-            assert (got - y).norm() < 1e-5 * y.norm()
-            for mine, theirs in zip(ours, exact):
-                if theirs.grad is not None:
-                    assert (mine.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), (n, channels, has, silu)
-                    count += 1
+    for has in range(16):
+        silu = has in (0, 5, 10, 15)
+        x = torch.randn(n, channels, side, side, dtype=torch.float64) + 3
+        shapes = [(channels,), (n, channels), (n, 2 * channels), (n, 2 * channels)]
+        rows = [torch.randn(shape, dtype=torch.float64) if has >> k & 1 else None for k, shape in enumerate(shapes)]
+        if has & 12 == 8:
+            continue  # the second pair without the first
+        given = [x, *torch.randn(2, channels, dtype=torch.float64).unbind(), *rows]
+        exact, ours = ([None if t is None else t.to(kind, copy=True).requires_grad_() for t in given]
+                       for kind in (torch.float64, torch.float32))
+        y = reference(*exact, groups, silu)
+        got = group_norm._normalized(*ours, groups, 0.1, silu, torch.float32)[0]
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        got.backward(dy.float())
+        assert (got - y).norm() < 1e-5 * y.norm()
+        for mine, theirs in zip(ours, exact):
+            if theirs is not None:
+                assert (mine.grad - theirs.grad).norm() < 1e-5 * theirs.grad.norm(), (n, channels, has)
+                count += 1
 runtime.runs_triton = lambda x: x.dtype == torch.float32
 batch_norm._PROGRAMS = 6  # so that each reads several tiles, of few images
 for n, channels, side, views in [(3, 12, 5, 1), (6, 80, 3, 3), (40, 4, 16, 2), (8, 64, 8, 2)]:
@@ -107,6 +114,35 @@ for n, channels, side in [(3, 12, 5), (2, 96, 8), (1, 160, 4)]:
     assert torch.equal(h.grad, dy) and torch.equal(x.grad, dy)
     assert torch.allclose(b.grad, dy.sum((0, 2, 3)), atol=1e-4)
     count += 1
+    alone = bias.add(h.detach(), None, b)
+    assert torch.allclose(alone, h + b[:, None, None], atol=1e-6)
+    layer, ours = (nn.Linear(channels, 20) for _ in range(2))
+    ours.load_state_dict(layer.state_dict())
+    results = []
+    for net, apply in ((layer, layer), (ours, lambda rows: bias.linear(rows, ours))):
+        rows = h.detach().permute(0, 2, 3, 1).flatten(1, 2).requires_grad_()
+        made = apply(rows)
+        made.square().sum().backward()
+        results.append([made, rows.grad, *(p.grad for p in net.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+        count += 1
+for n, own, more, side in [(2, 12, 5, 3), (3, 64, 32, 4), (1, 192, 128, 6), (2, 8, 24, 1)]:
+    for both in (False, True):
+        results = []
+        for triton in (False, True):
+            runtime.runs_triton = lambda x: triton
+            torch.manual_seed(1)
+            x, skip = (torch.randn(n, c, side, side).contiguous(memory_format=torch.channels_last) for c in (own, more))
+            x.requires_grad_()
+            skip.requires_grad_(both)
+            y = maps.doubled(maps.joined(x, skip))
+            y.backward(torch.randn(y.shape))
+            results.append([y, x.grad, skip.grad])
+        for mine, theirs in zip(*results, strict=True):
+            if theirs is not None:
+                assert torch.allclose(mine, theirs, atol=1e-6), (n, own, more, both)
+                count += 1
 views = params.Views((0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 64)
 for side in (8, 12):
     drawn = augment.draw(40, side, views, torch.Generator().manual_seed(0))
@@ -122,8 +158,10 @@ BLOCKS = """
 import copy
 import torch
 from diffusers.models.resnet import ResnetBlock2D
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.models import blocks
+from diffsiam.models.decoder import Decoder
+from diffsiam.models.unet import DiffusionModel
 
 def results(block, values, dy, told):
     x, temb, z = leaves = [v.to(block.conv1.weight.dtype, copy=True).requires_grad_() for v in values]
@@ -157,6 +195,25 @@ for change in changes:
             for mine, other in zip(results(ours, values, dy, conditioned(ours, has)), theirs, strict=True):
                 assert (mine - other).norm() < 1e-4 * other.norm(), (change, kind, has)
                 count += 1
+dm = DiffusionModel.create(params.Unet((8, 16), 1, (4,), 4, 0.0), 8)
+decoder = Decoder(dm.unet, 5)
+with torch.no_grad():
+    for p in [*dm.parameters(), *decoder.parameters()]:
+        p.add_(0.1 * torch.randn(p.shape))
+x, z, t = torch.randn(2, 3, 8, 8), torch.randn(2, 5), torch.tensor([3, 500])
+found = []
+dm.requires_grad_(False)
+for triton in (False, True):
+    runtime.runs_triton = lambda x: triton
+    decoder.zero_grad()
+    given = x.clone().requires_grad_()
+    trunk, noise = dm(given, t)
+    y = decoder(z, trunk)
+    (noise.square().sum() + y.square().sum()).backward()
+    found.append([noise, y, given.grad, *(p.grad.clone() for p in decoder.parameters() if p.grad is not None)])
+for mine, other in zip(*found, strict=True):
+    assert (mine - other).norm() < 1e-5 + 1e-5 * other.norm()
+    count += 1
 print("checked", count)
 """
 
@@ -176,10 +233,10 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 def test_kernels_are_the_operations_that_they_stand_for() -> None:
     done = interpreted(CHECK)
-    assert done.stdout.strip() == "checked 321", done.stderr
+    assert done.stdout.strip() == "checked 537", done.stderr
 
 
 @needs_triton
 def test_residual_blocks_on_kernels_are_diffusers_own_and_those_with_z_the_plain_operations() -> None:
     done = interpreted(BLOCKS)
-    assert done.stdout.strip() == "checked 286", done.stderr
+    assert done.stdout.strip() == "checked 407", done.stderr
