@@ -32,15 +32,15 @@ _READ = 2048  # numbers that its 256 threads read at once, 16 bytes of bf16 each
 _SUMMED = 8  # channels of which a program sums the parts, 32 bytes
 
 
-def of_views(network: Callable[[Tensor, int], Tensor], *views: Tensor) -> Sequence[Tensor]:
-    """``network(view, 1)`` of each of the views, of one shape, with running statistics that follow one after the other.
+def of_views(network: Callable[..., Tensor], *views: Tensor) -> Sequence[Tensor]:
+    """``network(view)`` of each of the views, of one shape, with running statistics that follow one after the other.
 
     With Triton's kernels one call takes all, ``network(all, number)``: fewer and larger operations, and one gradient of
-    each weight in place of several and their sum. A CPU is not faster so, and its caches hold one view longer.
+    each weight in place of several and their sum. A CPU gains nothing by it, and loses the cache.
     """
     if len(views) > 1 and runtime.runs_triton(views[0]):
         return network(torch.cat(views), len(views)).chunk(len(views))
-    return [network(view, 1) for view in views]
+    return [network(view) for view in views]
 
 
 def norm_relu(
@@ -159,7 +159,7 @@ def _padded(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _reading(x: Tensor, views: int, turns: int) -> tuple[int, int, int, tuple[int, int, int], dict[str, Any]]:
+def _reading(x: Tensor, views: int, turns: int) -> tuple[int, int, int, tuple[int, ...], dict[str, Any]]:
     """Rows of a view, channels, in how many parts the rows are summed, and grid and tiles of `_sums_kernel`, where a
     program reads up to ``turns`` tiles before it waits for the first. All have the same number to read, or almost."""
     rows, channels, columns, blocks, block = _tiles(x, views, _READ)
@@ -173,12 +173,12 @@ def _reading(x: Tensor, views: int, turns: int) -> tuple[int, int, int, tuple[in
     return rows, channels, parts, (parts, blocks, views), sizes
 
 
-def _totalling(views: int, parts: int, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _totalling(views: int, parts: int, channels: int) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Grid and tiles of the kernels that add up the parts."""
     return (-(-channels // _SUMMED), views), {"PARTS": _padded(parts), "COLUMNS": _SUMMED, "num_warps": 8}
 
 
-def _writing(x: Tensor, views: int) -> tuple[tuple[int, int, int], dict[str, Any]]:
+def _writing(x: Tensor, views: int) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Grid and tiles of the kernels that make as much as they read."""
     rows, channels, columns, blocks, block = _tiles(x, views, _HELD)
     full = channels % columns == 0 and rows % block == 0
