@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffsiam import graph, params, runtime
 from diffsiam.data import augment, colour
 from diffsiam.generation import measure
-from diffsiam.models import group_norm
+from diffsiam.models import batch_norm, group_norm
 from diffsiam.training import diffusion, representation
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.methods import METHODS
@@ -128,6 +128,33 @@ def test_the_norm_kernel_and_its_gradients_are_those_of_float64(
     bound = 2e-5 if dtype == torch.float32 else 2e-2
     for got, exact in zip(*results, strict=True):
         assert float((got.double() - exact).norm() / exact.norm()) < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_shortcut", [False, True])
+@pytest.mark.parametrize(("shape", "views"), [((96, 64, 32, 32), 3), ((64, 512, 4, 4), 2), ((30, 20, 7, 7), 3)])
+def test_the_kernels_of_batch_norm_are_a_pass_of_float64_for_each_view(
+    shape: tuple[int, ...], views: int, has_shortcut: bool, dtype: torch.dtype
+) -> None:
+    g = runtime.generator(0, "norm", 0, GPU)
+    x, shortcut, dy = (torch.randn(shape, generator=g, device=GPU, dtype=torch.float32).to(dtype) for _ in range(3))
+    x += torch.arange(views, device=GPU).repeat_interleave(len(x) // views).view(-1, 1, 1, 1)
+    norm, exact = (nn.BatchNorm2d(shape[1]).to(GPU, kind) for kind in (torch.float32, torch.float64))
+    leaves = [[t.to(kind, copy=True).requires_grad_() for t in (x, shortcut)] for kind in (dtype, torch.float64)]
+    y = batch_norm.norm_relu(leaves[0][0], norm, leaves[0][1] if has_shortcut else None, views=views)
+    passes = [
+        (exact(own) + has_shortcut * added).relu()
+        for own, added in zip(*(leaf.chunk(views) for leaf in leaves[1]), strict=True)
+    ]
+    expected = torch.cat(passes)
+    y.backward(dy)
+    expected.backward(dy.double())
+    pairs = [(y, expected), (leaves[0][0].grad, leaves[1][0].grad), *zip(norm.buffers(), exact.buffers(), strict=True)]
+    pairs += [(leaves[0][1].grad, leaves[1][1].grad)] * has_shortcut
+    pairs += [(p.grad, q.grad) for p, q in zip(norm.parameters(), exact.parameters(), strict=True)]
+    bound = 2e-3 if dtype == torch.float32 else 2e-2  # a ReLU may cut one of a million numbers and not its twin
+    for got, reference in pairs:
+        assert float((got.double() - reference.double()).norm() / reference.double().norm()) < bound
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
