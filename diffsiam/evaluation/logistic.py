@@ -24,8 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from diffsiam.evaluation.compiled import over_blocks
 
@@ -70,12 +68,16 @@ class Capped:
     one ended, whatever penalty or images that had. What it gives depends on the order of the fits."""
 
     def __init__(self) -> None:
+        from sklearn.linear_model import LogisticRegression  # half the start of a job that does not use it
+
         self.model = LogisticRegression(warm_start=True)
 
     def path(
         self, x: NDArray[np.float32], y: NDArray[np.int64], classes: int, penalties: Collection[float]
     ) -> Iterator[Fit]:
         """Fits for ``penalties`` in their order; see `path`."""
+        from sklearn.exceptions import ConvergenceWarning
+
         for penalty in penalties:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
@@ -186,14 +188,14 @@ class _Curvature:
         q = gradient.copy()
         weights = []
         for step, change in reversed(self.pairs):
-            weights.append((step * q).sum() / (step * change).sum())
+            weights.append(np.vdot(step, q) / np.vdot(step, change))
             q -= weights[-1] * change
         r = inverse(q)
         if self.pairs:
             step, change = self.pairs[-1]
-            r *= (step * change).sum() / (change * inverse(change)).sum()
+            r *= np.vdot(step, change) / np.vdot(change, inverse(change))
         for (step, change), weight in zip(self.pairs, reversed(weights), strict=True):
-            r += (weight - (change * r).sum() / (step * change).sum()) * step
+            r += (weight - np.vdot(change, r) / np.vdot(step, change)) * step
         return -r
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -205,3 +207,8 @@ def test_a_data_set_without_classes_is_refused_and_leaves_no_result(digits, tmp_
     with pytest.raises(UserError, match=r"Bedroom has no classes to tell apart"):
         linear.run(tmp_path / "f.npz", tmp_path / "meta.json", COARSE, tmp_path / "r", method="m", seed=0)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_probe_starts_without_scikit_learn_and_pandas() -> None:
+    code = "import sys, diffsiam.evaluation.linear; print(sorted({'sklearn', 'pandas', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

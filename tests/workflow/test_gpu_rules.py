@@ -17,3 +17,13 @@ def test_gpu_jobs_counts_every_job_that_is_told_a_device_and_no_other(project: P
     assert counted == told
     assert {"diffusion", "representation_simsiam", "features", "generate_numbers"} < told
     assert not {"data", "linear", "fewshot", "table4_1"} & told
+
+
+def test_the_diffusion_model_goes_before_other_trainings_and_these_before_evaluations(project: Path) -> None:
+    done = snakemake("-n", "--cores", "1", "tables")
+    assert done.returncode == 0, done.stderr
+    jobs = re.findall(r"^(?:local)?rule (\S+):\n(.*?)(?=^\[|^Job stats)", done.stdout + done.stderr, re.M | re.S)
+    priority = {name: int((re.search(r"priority: (\d+)", text) or [0, 0])[1]) for name, text in jobs}
+    assert priority["diffusion"] > priority["representation_simsiam"] > priority["features"]
+    assert priority["representation_simsiam"] == priority["representation_diffsiam_hier"]
+    assert {priority[name] for name in ("features", "linear", "fewshot")} == {0}

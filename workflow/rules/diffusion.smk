@@ -15,7 +15,7 @@ rule diffusion:
         "results/logs/diffusion/{pretrain}.log",
     benchmark:
         "results/timings/diffusion/{pretrain}.tsv"
-    priority: 1  # trainings are the long way; evaluations take the cores that they leave
+    priority: 2  # most trainings wait for it
     threads: THREADS
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
