@@ -57,10 +57,13 @@ def generator(seed: int, purpose: str, item: int | str = 0, device: torch.device
 _WIDE_ENOUGH = 64  # channels from which bf16 was faster on the CPUs that it was measured on
 
 
-def select_device(runtime: Runtime) -> torch.device:
+def select_device(runtime: Runtime, *, steady: bool = True) -> torch.device:
     """The device that ``runtime.device`` names; sets the number of CPU threads and deterministic mode
     on the way.
 
+    Args:
+        steady: whether the same shapes come a hundred times, so that it pays to search for a convolution's fastest
+            algorithm.
     Raises:
         UserError: ``cuda`` was asked for and there is none.
     """
@@ -68,7 +71,7 @@ def select_device(runtime: Runtime) -> torch.device:
 
     torch.set_num_threads(runtime.threads)
     torch.backends.cudnn.allow_tf32 = False  # convolutions would keep 10 bits of mantissa
-    torch.backends.cudnn.benchmark = not runtime.deterministic  # shapes stay: the fastest algorithm is worth a search
+    torch.backends.cudnn.benchmark = steady and not runtime.deterministic
     _keep_memory()
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it

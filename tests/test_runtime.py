@@ -69,17 +69,18 @@ def test_float32_is_float32_in_a_gpus_convolutions_too(monkeypatch: pytest.Monke
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.parametrize("steady", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_only_a_deterministic_run_gives_up_the_fastest_algorithms(
-    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_fastest_algorithms_are_searched_for_where_shapes_recur_and_bits_need_not(
+    deterministic: bool, steady: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not steady)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cfg = dataclasses.replace(CPU, threads=torch.get_num_threads(), deterministic=deterministic)
-    runtime.select_device(cfg)
-    assert torch.backends.cudnn.benchmark is not deterministic
+    runtime.select_device(cfg, steady=steady)
+    assert torch.backends.cudnn.benchmark is (steady and not deterministic)
     assert asked == [True] * deterministic
 
 

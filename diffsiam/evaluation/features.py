@@ -32,7 +32,7 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
     Raises:
         UserError: the images have another size than the encoder was trained on.
     """
-    device = runtime.select_device(rt)
+    device = runtime.select_device(rt, steady=False)  # a few passes, and the last batch has a shape of its own
     model, side = load_encoder(encoder)
     model.to(device).to(memory_format=torch.channels_last)
     arrays: list[np.ndarray] = []
