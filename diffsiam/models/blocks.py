@@ -1,14 +1,14 @@
 """diffusers' blocks as we run them: the same modules, weights and results, fewer and faster operations.
 
-`adopt` changes the classes of a network's residual blocks, upsamplings and attentions in place, so that names and
-shapes of its weights stay diffusers'. Residual blocks are handed their part of the embeddings, made for all of them by
+`adopt` changes the classes of a network's blocks and of their parts in place, so that names and shapes of its weights
+stay diffusers'. Residual blocks are handed their part of the embeddings, made for all of them by
 one matrix product (`project`); feature maps stay in channels-last memory; nothing is divided by 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -108,16 +108,31 @@ class SelfAttention:
         return _rescaled(out if shortcut is None else out + shortcut, attn.rescale_output_factor)
 
 
-def climb(block: nn.Module, hidden: Tensor, skips: Sequence[Tensor], told: Conditioning) -> Tensor:
-    """A block of the way up, on the ``skips`` of its level, the last one first."""
-    if not isinstance(block, UpBlock2D | AttnUpBlock2D):
-        return block(hidden, tuple(skips), told)
-    attentions = block.attentions if isinstance(block, AttnUpBlock2D) else [nn.Identity()] * len(skips)
-    for resnet, attention, skip in zip(block.resnets, attentions, reversed(skips), strict=True):
-        hidden = attention(resnet(maps.joined(hidden, skip), told))
-    for upsampler in block.upsamplers or ():
-        hidden = upsampler(hidden) if isinstance(upsampler, Upsample2D) else upsampler(hidden, told)
-    return hidden
+class _Joining:
+    """A level of the way up whose skips are joined by `maps.joined`."""
+
+    def forward(
+        self: Any, hidden_states: Tensor, res_hidden_states_tuple: tuple[Tensor, ...], temb: Conditioning | Tensor
+    ) -> Tensor:
+        """(N, C, H, W) and the skips of this level, the last one first, to (N, C', 2H, 2W), at the last level to
+        (N, C', H, W); the arguments' names are diffusers'."""
+        if isinstance(temb, Tensor):
+            return super().forward(hidden_states, res_hidden_states_tuple, temb)  # type: ignore[misc]
+        hidden, skips = hidden_states, reversed(res_hidden_states_tuple)
+        attentions = self.attentions if isinstance(self, AttnUpBlock2D) else [nn.Identity()] * len(self.resnets)
+        for resnet, attention, skip in zip(self.resnets, attentions, skips, strict=True):
+            hidden = attention(resnet(maps.joined(hidden, skip), temb))
+        for upsampler in self.upsamplers or ():
+            hidden = upsampler(hidden) if isinstance(upsampler, Upsample2D) else upsampler(hidden, temb)
+        return hidden
+
+
+class _Up(_Joining, UpBlock2D):
+    pass
+
+
+class _AttentionUp(_Joining, AttnUpBlock2D):
+    pass
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, *, plain: bool) -> Tensor:
@@ -139,6 +154,8 @@ def adopt(*parts: nn.Module) -> list[ResidualBlock]:
             blocks.append(module)
         elif isinstance(module, Upsample2D):
             module.__class__ = NearestUpsample
+        elif isinstance(module, UpBlock2D | AttnUpBlock2D):
+            module.__class__ = _Up if isinstance(module, UpBlock2D) else _AttentionUp
         elif isinstance(module, Attention):
             module.set_processor(SelfAttention())
     return blocks

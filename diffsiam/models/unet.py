@@ -134,7 +134,7 @@ def up_path(unet: UNet2DModel, trunk: Trunk, told: blocks.Conditioning) -> Tenso
     skips, hidden = list(trunk.skips), unet.mid_block(trunk.hidden, told)
     for block in unet.up_blocks:
         count = len(block.resnets)
-        hidden = blocks.climb(block, hidden, skips[-count:], told)
+        hidden = block(hidden, tuple(skips[-count:]), told)
         del skips[-count:]
     return unet.conv_out(norm_silu(hidden, unet.conv_norm_out)).float()
 

@@ -67,7 +67,7 @@ def shapes(representation: Path, diffusion: Path) -> Shapes:
         dm = DiffusionModel(UNet2DModel.from_config(config)).eval()
         decoder = Decoder(dm.unet, record["dim"])
         x = torch.empty(2, 3, record["image_size"], record["image_size"])
-        stages = _watch([encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4])
+        stages = _watch([*encoder.layer1, *encoder.layer2, *encoder.layer3, *encoder.layer4])  # a block each
         down = _watch(dm.unet.down_blocks)
         middle, up = _watch([decoder.unet.mid_block]), _watch(decoder.unet.up_blocks)
         z = encoder(x)
