@@ -172,13 +172,13 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
     def block(name: str, i: int, s: int) -> np.ndarray:
         return np.stack([*arrays[name]["images"][i, s], amplified(moves[name][i, s], times)])[None]
 
-    blocks, left = [], []
+    blocks, left, changes = [], [], []
     for i, attribute, dims in attributes:
         words = f"{'all' if full else dims} dim."
         for s in samples if side_by_side else []:
             blocks.append([block(name, i, s) for name in arrays])
-            levels = " | ".join(f"{m[i, s].mean():.1f}" for m in moves.values())
-            left.append(f"{attribute}, {words}\ntest image {first['indices'][s]}\nchange {levels}")
+            changes.append([f"{m[i, s].mean():.1f}" for m in moves.values()])
+            left.append(f"{attribute}, {words}\ntest image {first['indices'][s]}")
         for name in () if side_by_side else arrays:
             blocks.append([block(name, i, s) for s in samples])
             level = moves[name][i, samples].mean()
@@ -193,7 +193,7 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
         [method_title(n) for n in arrays] if side_by_side else [f"test image {first['indices'][s]}" for s in samples]
     )
     ticks = [*(f"{s:+g}" if s else "0" for s in scales), f"change\nx{times}"]
-    return Grid(title, note, blocks, left, above, ticks).draw()
+    return Grid(title, note, blocks, left, above, ticks, changes).draw()
 
 
 def _short(label: str) -> str:

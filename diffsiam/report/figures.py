@@ -94,6 +94,7 @@ class Grid:
         note: below the title, what is to be known to read it.
         blocks: [row][column], each (rows, columns, H, W, 3); all of one shape.
         left: label of each row; lines are separated by newlines.
+        changes: [row][column], how much changed; those of the columns beside a row end its label.
         above: label of each column of blocks, where there are any.
         ticks: labels above the images within a block, of as many lines as they like.
     """
@@ -104,16 +105,18 @@ class Grid:
     left: Sequence[str]
     above: Sequence[str] = ()
     ticks: Sequence[str] = ()
+    changes: Sequence[Sequence[str]] = ()
 
     def draw(self) -> Figure:
         """The figure; all lengths are inches, heights from the top."""
         columns, (rows, images) = len(self.blocks[0]), self.blocks[0][0].shape[:2]
-        label = 0.12 + _LETTER * max(map(_letters, self.left))
+        labels = [self._label(r, range(columns)) for r in range(len(self.blocks))]
+        label = 0.12 + _LETTER * max(map(_letters, labels))
         fitting = [n for n in range(1, columns + 1) if self._tile(n, label) >= self._least()]
         side = max(fitting, default=1)
         tile = min(max(self._tile(side, label), _SMALLEST), _LARGEST)
         width, height = images * tile, rows * tile
-        step = max(height + _SPACE, _LINE * (1 + max(text.count("\n") + 1 for text in self.left)))
+        step = max(height + _SPACE, _LINE * (1 + max(text.count("\n") + 1 for text in labels)))
         head = _LINE * (1 + bool(self.above) + max(text.count("\n") + 1 for text in self.ticks))
         title, note = textwrap.wrap(self.title, 100), textwrap.wrap(self.note, 145)
         top = 0.15 + 0.18 * len(title) + _LINE * len(note)
@@ -127,13 +130,17 @@ class Grid:
             y = top + i * (head + len(self.blocks) * step) + head
             for r, row in enumerate(self.blocks):
                 middle = y + r * step + step / 2
-                page.write(margin + 0.06, middle, self.left[r], va="center")
+                page.write(margin + 0.06, middle, self._label(r, band), va="center")
                 for place, c in enumerate(band):
                     left = margin + label + place * (width + _SPACE)
                     page.show(left, middle - height / 2, width, height, row[c])
                     if r == 0:
                         self._head(page, left, middle - height / 2, tile, c)
         return page.figure
+
+    def _label(self, row: int, band: range) -> str:
+        changes = [self.changes[row][c] for c in band] if self.changes else []
+        return self.left[row] + (f"\nchange {' | '.join(changes)}" if changes else "")
 
     def _tile(self, side: int, label: float) -> float:
         """Side of an image where ``side`` blocks stand beside each other."""

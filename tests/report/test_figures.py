@@ -250,6 +250,15 @@ def test_methods_stand_side_by_side_in_figure_4_6(
     assert label in [t.get_text() for t in texts(fig)]
 
 
+def test_a_row_whose_columns_wrap_says_what_changed_beside_it() -> None:
+    block = np.zeros((1, 6, 8, 8, 3), np.uint8)
+    ticks = ["original", "0.25", "0.5", "0.75", "1", "change"]
+    grid = figures.Grid("title", "note", [[block] * 4], ["row"], list("abcd"), ticks, [["1", "2", "3", "4"]])
+    found = [t.get_text() for t in texts(grid.draw()) if t.get_text().startswith("row")]
+    assert len(found) > 1
+    assert " | ".join(label.removeprefix("row\nchange ") for label in found) == "1 | 2 | 3 | 4"
+
+
 def test_the_loss_curves_are_the_histories(drawn: Callable[[str], Figure]) -> None:
     (ax,) = drawn("4_9").axes
     raw = [line.get_ydata() for line in ax.lines[::2]]
