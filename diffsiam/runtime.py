@@ -58,12 +58,10 @@ _WIDE_ENOUGH = 64  # channels from which bf16 was faster on the CPUs that it was
 
 
 def select_device(runtime: Runtime, *, steady: bool = True) -> torch.device:
-    """The device that ``runtime.device`` names; sets the number of CPU threads and deterministic mode
-    on the way.
+    """The device that ``runtime.device`` names; sets the number of CPU threads and deterministic mode on the way.
 
     Args:
-        steady: whether the same shapes come a hundred times, so that it pays to search for a convolution's fastest
-            algorithm.
+        steady: whether shapes recur so often that a search for a convolution's fastest algorithm pays.
     Raises:
         UserError: ``cuda`` was asked for and there is none.
     """
@@ -86,8 +84,7 @@ def select_device(runtime: Runtime, *, steady: bool = True) -> torch.device:
 
 
 def runs_triton(x: torch.Tensor) -> bool:
-    """Whether our kernels of Triton, which belongs to PyTorch's builds for CUDA on Linux, shall work on ``x``: on a
-    GPU, but not where PyTorch compiles what it runs, and makes kernels of its own."""
+    """Whether our kernels of Triton, where there is any, take ``x``: on a GPU, but not in what PyTorch compiles."""
     import torch
 
     return not torch.compiler.is_compiling() and x.is_cuda and importlib.util.find_spec("triton") is not None
@@ -111,10 +108,8 @@ def compute_dtype(runtime: Runtime, device: torch.device, width: int) -> torch.d
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
     else:
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        fast = fast and width >= _WIDE_ENOUGH
-    use_bf16 = runtime.precision == "bf16" or (runtime.precision == "auto" and fast)
-    return torch.bfloat16 if use_bf16 else torch.float32
+        fast = width >= _WIDE_ENOUGH and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if runtime.precision == "bf16" or (runtime.precision == "auto" and fast) else torch.float32
 
 
 def use_graph(runtime: Runtime, device: torch.device) -> bool:
