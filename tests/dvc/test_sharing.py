@@ -84,7 +84,7 @@ def test_an_experiment_and_a_queue_of_three_list_their_accuracies(varied: Clone,
     clone.dvc("checkout")
     for episodes in (22, 23, 24):
         clone.dvc("exp", "run", "--queue", "-S", f"fewshot.episodes={episodes}", "--name", f"queued{episodes}")
-    clone.dvc("exp", "run", "--run-all", "--jobs", "2")
+    clone.dvc("exp", "run", "--run-all")
 
     rows = list(csv.DictReader(clone.dvc("exp", "show", "--csv").splitlines()))
     names = {"main": "20", "here": "21", "queued22": "22", "queued23": "23", "queued24": "24"}
