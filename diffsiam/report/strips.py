@@ -75,5 +75,5 @@ def _draw(
 def _given(first: int, end: int) -> str:
     """A range of segments as a column's label, counted from 1 as the thesis does."""
     if end - first < 2:
-        return f"given\nsegment {end}" if end > first else "given z = 0"
+        return f"given\nsegment {end}" if end > first else "given\nno segment"
     return f"given segments\n{first + 1} to {end}"

@@ -35,7 +35,7 @@ def test_restored_has_a_row_for_each_step_from_the_picture_to_what_segments_give
     fig = restored()
     assert [text.get_text() for text in fig.texts[1:]] == ["step 100", "step 700"]
     assert [ax.get_title() for ax in fig.axes[3:7]] == [
-        "given\nsegment 1", "given segments\n1 to 4", "given segments\n13 to 400", "given z = 0"
+        "given\nsegment 1", "given segments\n1 to 4", "given segments\n13 to 400", "given\nno segment"
     ]  # fmt: skip
     below = [ax.get_xlabel() for ax in fig.axes]
     assert below[:7] == ["", "", *(f"error {11 * i}.0" for i in range(5))]
