@@ -12,7 +12,10 @@ from PIL import Image
 
 from diffsiam import cli, runtime
 from diffsiam.evaluation import probmask
+from diffsiam.generation import model as guided
 from diffsiam.generation import pictures
+from diffsiam.generation.figures import to_stored
+from diffsiam.models.segments import even_edges
 from diffsiam.params import Runtime
 from tests.generation import tiny_guided
 from tests.training import tiny
@@ -70,6 +73,12 @@ def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path
     # On the empty range the scales tell nothing, unless x_T goes along.
     one, other = np.split(got[:, TILE : 3 * TILE].reshape(4, TILE, 2 * TILE, 3), 2, axis=2)
     assert [(one[row] == other[row]).all() for row in range(4)] == [False, False, False, True]
+    dm, encoder, decoder = tiny_guided.networks()
+    edges = even_edges(tiny_guided.DIM, tiny_guided.SEGMENTS)
+    model = guided.Guided(dm, encoder, decoder, edges, tiny_guided.settings())
+    z, x_T = model.latents(pictures.read_pictures([Path("a.png"), Path("b.jpg")], tiny_guided.SIDE))
+    expected = to_stored(model.sample(x_T, z))[0]  # of the source
+    assert np.abs(one[3, 1:-1:zoom, 1:-1:zoom].astype(int) - expected).max() <= 1
 
 
 def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dimensions(place: Path) -> None:
@@ -135,6 +144,21 @@ def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guida
     assert len(different) == (8 if method == "diffsiam_hier" else 6)  # by no code the diffusion model is alone
 
 
+def test_a_range_of_segments_is_given_to_its_ends_and_no_number_beyond(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, z = [], torch.arange(1.0, tiny_guided.DIM + 1)[None]
+    monkeypatch.setattr(guided.Guided, "encode", lambda self, x0: z)
+    monkeypatch.setattr(guided.Guided, "estimate", lambda self, x, t, given: (told.append(given), x)[1])
+    trained = pictures.Trained(
+        place / "results", "sprites", "diffsiam_hier", 0, tiny_guided.settings(), tiny.section(Runtime)
+    )
+    pictures.restored(place / "a.png", ["1-3", "0-4"], [400], trained, noise_seed=0)
+    assert told[0] is None
+    assert torch.equal(told[1][0], torch.tensor([*[0.0] * 4, *range(5, 13), *[0.0] * 4]))
+    assert torch.equal(told[2], z)
+
+
 def test_restore_writes_a_labelled_strip(place: Path) -> None:
     assert call("restore", "a.png", "--segments", "0-2", "0-4", "--levels", "100", "700", "--out", "new/r.png") == 0
     assert strip("new/r.png").shape[1] == 2700  # 9 inches
@@ -156,6 +180,7 @@ MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"
         (["counterfactual", "a.png", "c.png", *COUNTERFACTUAL[3:]], ["c.png: no such file"]),
         ([*COUNTERFACTUAL, "--segments", "0-9"], ["'0-9'", "4 segments", "0 <= A <= B <= 4"]),
         ([*COUNTERFACTUAL, "--scales", "2"], ["--scales 2", "0 to 1"]),
+        ([*COUNTERFACTUAL, "--scales=-0.5"], ["--scales -0.5", "0 to 1"]),
         ([*COUNTERFACTUAL, "--method", "pdae"], ["no trained pdae on sprites", "diffsiam_hier on sprites, seed0"]),
         ([*COUNTERFACTUAL, "--pretrain", "CelebA"], ["on CelebA", "diffsiam_hier on sprites, seed0"]),
         (

@@ -120,6 +120,18 @@ def run(results: Path, method: str, x_T: str = "shared", **changes: Any) -> Path
     return given["out"]
 
 
+@pytest.fixture
+def by_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of which every pixel is a part, in place of a classifier that says the same of all images."""
+
+    def predict(net: object, images: Tensor, sizes: tuple[int, ...], device: object) -> factors.Values:
+        levels = (images // 16).long().sum(dim=(1, 2, 3))
+        return torch.stack([levels % n for n in sizes], dim=1).numpy()
+
+    monkeypatch.setattr(factors, "predict", predict)
+
+
+@pytest.mark.usefixtures("by_pixels")
 @pytest.mark.parametrize(("method", "x_T"), [("diffsiam_hier", "inverted"), ("disdiff", "shared")])
 def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: str, x_T: str) -> None:
     arrays = np.load(path := run(results, method, x_T))
@@ -151,11 +163,17 @@ def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: st
             kept = [i for i in range(8) if told[0][i, k] != target[i, k]]
             share = sum(after[i, k] == target[i, k] for i in kept) / len(kept)
             subject = "all" if c == CODES else str(c)
-            assert found["swap", subject, name, "share"] == pytest.approx(share)
+            assert found["swap", subject, name, "share"] == pytest.approx(share, abs=1e-6)
             assert arrays["swap_moved"][c, k] == pytest.approx(share)
     assert set(table["measure"]) == ({"swap", "partial"} if method == "disdiff" else {"swap"})
+    values = np.stack(told)
+    for c in range(CODES):
+        code = factors.carried(values[0], values[1 + c], target)
+        assert tuple(arrays["swap_carried"][c]) == pytest.approx((code.factor, code.intended, code.others), nan_ok=True)
+    assert len(np.unique(arrays["swap_moved"])) > 2
 
 
+@pytest.mark.usefixtures("by_pixels")
 def test_one_target_guides_the_noises_that_are_shown_and_the_next_those_after_them(results: Path) -> None:
     arrays = np.load(run(results, "disdiff"))
     cfg, data = tiny_guided.settings(guidance="score"), results / "data" / "sprites"
