@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,8 @@ from PIL import Image
 
 from diffsiam import cli, runtime
 from diffsiam.evaluation import probmask
+from diffsiam.generation import figures, pictures
 from diffsiam.generation import model as guided
-from diffsiam.generation import pictures
-from diffsiam.generation.figures import to_stored
-from diffsiam.models.segments import even_edges
 from diffsiam.params import Runtime
 from tests.generation import tiny_guided
 from tests.training import tiny
@@ -61,6 +60,13 @@ def strip(path: str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def reconstruction(path: str, *, masked: bool = False) -> np.ndarray:
+    """Inversion and sampling given z, of stored levels."""
+    model = tiny_guided.model(mask_by_step=masked)
+    z, x_T = model.latents(pictures.read_pictures([Path(path)], tiny_guided.SIDE))
+    return figures.to_stored(model.sample(x_T, z))[0].astype(int)
+
+
 def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path) -> None:
     assert call("counterfactual", "a.png", "b.jpg", "--segments", "0-2", "1-1", "--out", "new/strip.png") == 0
     got = strip("new/strip.png")
@@ -73,12 +79,8 @@ def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path
     # On the empty range the scales tell nothing, unless x_T goes along.
     one, other = np.split(got[:, TILE : 3 * TILE].reshape(4, TILE, 2 * TILE, 3), 2, axis=2)
     assert [(one[row] == other[row]).all() for row in range(4)] == [False, False, False, True]
-    dm, encoder, decoder = tiny_guided.networks()
-    edges = even_edges(tiny_guided.DIM, tiny_guided.SEGMENTS)
-    model = guided.Guided(dm, encoder, decoder, edges, tiny_guided.settings())
-    z, x_T = model.latents(pictures.read_pictures([Path("a.png"), Path("b.jpg")], tiny_guided.SIDE))
-    expected = to_stored(model.sample(x_T, z))[0]  # of the source
-    assert np.abs(one[3, 1:-1:zoom, 1:-1:zoom].astype(int) - expected).max() <= 1
+    one_way = one[3, 1:-1:zoom, 1:-1:zoom].astype(int)
+    assert np.abs(one_way - reconstruction("a.png")).max() <= 1
 
 
 def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dimensions(place: Path) -> None:
@@ -89,6 +91,18 @@ def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dime
     arguments = ["manipulate", "a.png", "--attribute", "Red left", "--scale", "6.8", "--out", "all.png"]
     assert call(*arguments, "--dims", "all") == 0
     assert (strip("three.png")[:, -TILE:] != strip("all.png")[:, -TILE:]).any()
+
+
+def test_ditis_manipulations_start_from_an_inversion_with_all_of_z(place: Path) -> None:
+    """As the pictures of the figures do."""
+    folder = tiny_guided.results(place, "diti") / "probmask" / "sprites"
+    shutil.copytree(folder / "diffsiam_hier", folder / "diti")
+    given = ["--method", "diti", "--attribute", "Red left", "--scale", "0", "--out", "d.png"]
+    assert call("manipulate", "a.png", *given) == 0
+    zoom = 128 // tiny_guided.SIDE
+    shown = strip("d.png")[1:-1:zoom, TILE + 1 : -1 : zoom].astype(int)
+    assert np.abs(shown - reconstruction("a.png")).max() <= 1
+    assert np.abs(shown - reconstruction("a.png", masked=True)).max() > 5
 
 
 def test_a_picture_of_a_turned_camera_is_upright_and_16_bits_are_scaled(tmp_path: Path) -> None:
