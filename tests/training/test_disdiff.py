@@ -87,10 +87,10 @@ def test_the_reconstruction_can_be_pdaes() -> None:
 
 def test_the_disentangling_loss_is_its_formula_image_by_image() -> None:
     learner, batch = made(weight=0.7)
-    parts = learner(batch)
+    fresh, parts = copy.deepcopy(learner), learner(batch)
     z, n = copy.deepcopy(learner.encoder)(batch["x0"]), tiny.CODES["count"]
     learner.requires_grad_(False).encoder.eval()
-    total, counted = 0.0, []
+    total, rows = 0.0, []
     for i in range(COUNT):
         c = int(batch["code"][i])
         trunk, row = batch["trunk"], slice(i, i + 1)
@@ -104,15 +104,18 @@ def test_the_disentangling_loss_is_its_formula_image_by_image() -> None:
         b = (bar - own).norm(dim=2) - (hat - own).norm(dim=2)
         losses = [-a.log_softmax(1)[0, c].item(), -b.log_softmax(1)[0, c].item()]
         gamma = 0.7 * (x0_hat - guided).square().mean().item() / batch["variance"]
-        if batch["counts"][i]:
-            total += gamma * sum(losses)
-            counted.append([*losses, a[0].argmax() == c, b[0].argmax() == c, gamma])
+        total += gamma * sum(losses) * batch["counts"][i].item()
+        rows.append([*losses, float(a[0].argmax() == c), float(b[0].argmax() == c), gamma])
     assert 0 < batch["counts"].sum() < COUNT, "the batch needs steps of both kinds"
     assert parts["disentangling"].item() == pytest.approx(total / COUNT, rel=1e-4)
     assert parts["loss"].item() == pytest.approx(parts["reconstruction"].item() + total / COUNT, rel=1e-5)
-    names = ("invariant", "variant", "invariant_accuracy", "variant_accuracy", "gamma")
-    assert [parts[name].item() for name in names] == pytest.approx(np.mean(counted, axis=0).tolist(), rel=1e-4)
-    assert parts["largest_gamma"].item() == pytest.approx(max(row[-1] for row in counted), rel=1e-4)
+    names, told = ("invariant", "variant", "invariant_accuracy", "variant_accuracy", "gamma"), np.array(rows)
+    assert 0 < told[:, 2].mean() != told[:, 3].mean() < 1
+    alone = [(counts, copy.deepcopy(fresh)(batch | {"counts": counts})) for counts in torch.eye(COUNT)]
+    for counts, found in ((batch["counts"], parts), *alone):
+        expected = told[counts.bool().numpy()].mean(axis=0).tolist()
+        assert [found[name].item() for name in names] == pytest.approx(expected, rel=1e-4)
+        assert found["largest_gamma"].item() == pytest.approx(told[counts.bool().numpy(), -1].max(), rel=1e-4)
 
 
 def test_a_code_is_active_whose_most_varied_number_varies_enough(monkeypatch: pytest.MonkeyPatch) -> None:
