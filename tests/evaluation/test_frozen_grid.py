@@ -86,8 +86,8 @@ def test_the_choice_is_by_the_metric_of_the_data_set() -> None:
 def test_the_score_is_scikit_learns_of_a_ridge_fitted_on_the_standardised_other_rows() -> None:
     rng = np.random.default_rng(1)
     labels, validation = rng.integers(0, 3, 120), np.arange(0, 120, 3)
-    z = (rng.normal(size=(120, 30)) * np.geomspace(0.01, 100, 30) + 7).astype(np.float32)
-    z[:, :3] += 0.02 * np.eye(3, dtype=np.float32)[labels]  # of the smallest numbers
+    z = (rng.normal(size=(120, 30)) * np.geomspace(1e-4, 100, 30) + 1).astype(np.float32)
+    z[:, :3] += 2e-4 * np.eye(3, dtype=np.float32)[labels]  # of the smallest numbers
     fit = np.setdiff1d(np.arange(120), validation)
     x = (z - z[fit].mean(axis=0, dtype=np.float64)) / z[fit].std(axis=0, dtype=np.float64)
     probe = RidgeClassifierCV(np.geomspace(1e-3, 1e5, 9)).fit(x[fit], labels[fit])
