@@ -65,11 +65,11 @@ def _files(part: Path) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in walked
+            if not places.hidden(name) and os.path.realpath(os.path.join(folder, name)) not in walked
         ]
         for name in files:
             path = Path(folder, name)
-            if not name.startswith(".") and name not in _LOCKS and os.path.isfile(path):
+            if not places.hidden(name) and name not in _LOCKS and os.path.isfile(path):
                 yield path
 
 

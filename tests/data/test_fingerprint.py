@@ -84,6 +84,7 @@ def test_a_change_of_the_source_changes_it(name: str, edit: Callable[[Path], Non
         ("DTD", lambda root: put(root / "DTD/train/dotted/1.png", time=2e9)),
         ("DTD", lambda root: put(root / "DTD/train/dotted/._1.png")),
         ("DTD", lambda root: put(root / "DTD/.git/HEAD")),
+        ("DTD", lambda root: put(root / "DTD/train/dotted/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg")),
         ("DTD", lambda root: (root / "DTD/train/dotted/loop").symlink_to(root / "DTD")),
         ("DTD", lambda root: put(root / "CIFAR10/train/cat/1.png")),
         ("Bedroom", lambda root: put(root / "bedroom_val_lmdb/lock.mdb", "longer", 2e9)),
