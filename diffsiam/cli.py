@@ -4,6 +4,7 @@ because the stages are many: a function and a few arguments for each."""
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -16,12 +17,14 @@ from typing import Any
 from diffsiam import params, schema
 from diffsiam.errors import UserError
 
+# What the system says of a place that this user may not so much as look into, or that cannot be: wherever it is met.
+_CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Stages whose --out is a folder; others': a file.
 _FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate", "publish", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
+    """Run one stage; 0 when it is done, 2 after a `UserError`, at a closed door or a full GPU, whose message is all
     that is printed."""
     args = _parser().parse_args(argv)
     _share_cores()
@@ -39,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             records.by_hand(shlex.join(["diffsiam", *(argv or sys.argv[1:])]), args.out, began)
     except UserError as e:
         print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in _CLOSED or e.filename is None:
+            raise
+        print(
+            f"diffsiam {args.stage}: {e.filename}: {e.strerror}. Name another place, or let this user into it.",
+            file=sys.stderr,
+        )
         return 2
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError":  # PyTorch's; to name it here would load PyTorch for every message
