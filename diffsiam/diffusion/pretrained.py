@@ -40,7 +40,10 @@ REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"  # of Hugging Face
 COMMIT = r"(?:@(\w[\w.-]*))?"  # behind it
 _WHERE = "diffusion.fetch.location"
 _FILES = {  # format -> config, weights (the first that is there)
-    "diffusers": (CONFIG, (WEIGHTS, f"diffusion_pytorch_model{weights.INDEX}", "diffusion_pytorch_model.bin")),
+    "diffusers": (
+        CONFIG,
+        (WEIGHTS, f"diffusion_pytorch_model.safetensors{weights.INDEX}", "diffusion_pytorch_model.bin"),
+    ),
     "guided": ("config.yml", ("checkpoint.pt",)),
 }
 _SIZES = {"google/ddpm-cifar10-32": " (143 MB)"}  # for the message without a network
