@@ -125,7 +125,7 @@ def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 def _root(raw: dict[str, Any]) -> Path:
     """Folder of the raw data sets."""
-    return Path(raw.get("data", {}).get("root", "resources")).expanduser()
+    return params.place(raw.get("data", {}).get("root", "resources"))
 
 
 def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:

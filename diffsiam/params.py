@@ -7,8 +7,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from diffsiam import checks, schema
@@ -360,6 +362,11 @@ SECTIONS: dict[str, type] = {
 VARIABLE = "DIFFSIAM_PARAMS"
 
 T = TypeVar("T")
+
+
+def place(path: str) -> Path:
+    """What a path of params.yaml stands for; the home of a user whom nobody knows is a name like any other."""
+    return Path(os.path.expanduser(path))
 
 
 def read(*sources: str) -> dict[str, Any]:

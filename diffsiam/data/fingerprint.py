@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.data import own, places
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -37,7 +37,7 @@ def of(row: DataSet, root: Path) -> str | None:
     """The fingerprint of what is there of a data set: one's own by its entry of `datasets`, others under ``root``."""
     if row.own is None:
         return take(parts(row, root), root)
-    place, table = own.place(row.own.path), own.place(row.own.attributes or "")
+    place, table = params.place(row.own.path), params.place(row.own.attributes or "")
     images = take(own.parts(row.own), place)
     return f"{images} {take([table], table)}" if images and row.own.attributes else images
 

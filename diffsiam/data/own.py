@@ -24,6 +24,7 @@ from diffsiam.data.images import decode
 from diffsiam.data.readers import SPLITS, Files, Source, composed, shown
 from diffsiam.data.sources import DATASETS, DataSet, Entries, Own, table
 from diffsiam.errors import UserError
+from diffsiam.params import place
 
 TEST_SHARE = 0.2  # of every class, where there is no test split
 UNLABELLED = "image"  # the class of all images where there are none
@@ -60,11 +61,6 @@ def read(name: str, own: Own, split_seed: int) -> Source:
     readers.check_classes(path, found)
     source = readers.build(found, load, origin)
     return unlabelled.with_attributes(source, place(own.attributes)) if own.attributes else source
-
-
-def place(path: str) -> Path:
-    """Where an entry points to."""
-    return Path(os.path.expanduser(path))  # which leaves an unknown user as he is
 
 
 def parts(own: Own) -> list[Path]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsiam import runtime, weights
+from diffsiam import params, runtime, weights
 from diffsiam.diffusion import formats, schedule
 from diffsiam.diffusion.formats import File
 from diffsiam.errors import UserError
@@ -140,7 +140,7 @@ def _without_secrets(location: str) -> str:
 
 def _locate(cfg: Fetch, cache: Path) -> _Source:
     config, weights = _FILES[cfg.format]
-    path = Path(cfg.location).expanduser()
+    path = params.place(cfg.location)
     if not (path / config).is_file() and (path / "unet" / config).is_file():  # a whole pipeline of diffusers
         path = path / "unet"
     if path.is_file():
