@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffsiam import checks, schema
+from diffsiam import checks, schema, sections
 from diffsiam.errors import UserError
 
 
@@ -391,12 +391,12 @@ def check(raw: dict[str, Any], *, complete: bool = True) -> None:
     finds in the whole."""
     schema.check(raw, complete=complete)
     if complete:
-        lines = [line for name in SECTIONS for line in checks.section(name, raw[name])]
+        lines = [line for name in SECTIONS for line in sections.section(name, raw[name])]
         for dataset in raw["overrides"]:
-            own = (line for name in SECTIONS for line in checks.section(name, of(raw, dataset)[name]))
+            own = (line for name in SECTIONS for line in sections.section(name, of(raw, dataset)[name]))
             lines += [f"overrides.{dataset}: {line}" for line in own if line not in lines]
         for method, dataset in itertools.product(raw["by_method"], (raw["pretrain"], *raw["overrides"])):
-            mine = checks.section("representation", of(raw, dataset, method)["representation"])
+            mine = sections.section("representation", of(raw, dataset, method)["representation"])
             lines += [f"by_method.{method}: {line}" for line in mine if line not in lines]
         lines += checks.experiment(raw, functools.partial(of, raw))
         if lines:
@@ -415,7 +415,7 @@ def section(raw: dict[str, Any], cls: type[T]) -> T:
     `UserError`."""
     name = next(k for k, v in SECTIONS.items() if v is cls)
     built = _build(cls, raw.get(name, {}), name)
-    if lines := checks.section(name, raw[name]):
+    if lines := sections.section(name, raw[name]):
         raise UserError("\n".join(lines))
     return built
 
