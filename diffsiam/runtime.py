@@ -185,9 +185,9 @@ def write_json(path: Path | str, value: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------ reading
 def missing(path: Path | str, error: OSError | None = None) -> UserError:
-    """That a file is not there, and how to get it; or, where ``error`` says so, that this user may not read it."""
-    if isinstance(error, PermissionError):
-        return UserError(f"{path}: may not be read ({error.strerror}). Let this user read it, or name another file.")
+    """That a file is not there, and how to get it; or, where ``error`` says so, that it is none that can be read."""
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return UserError(f"{path}: not to be read ({error.strerror}). Name a file that this user may read.")
     hint = f"Ask Snakemake for it: `{made}`" if (made := _made(path)) else "Name one that is there, or make it first"
     return UserError(f"{path}: no such file. {hint}.")
 
@@ -214,7 +214,7 @@ def read_json(path: Path | str) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, PermissionError) as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except (OSError, ValueError, RecursionError) as e:
         raise damaged(path, f"not valid JSON ({e})") from None
@@ -226,7 +226,7 @@ def read_csv(path: Path | str) -> pd.DataFrame:
 
     try:
         return pd.read_csv(path)
-    except (FileNotFoundError, PermissionError) as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except (OSError, ValueError) as e:  # pandas' own are ValueErrors
         raise damaged(path, f"not a readable table ({' '.join(str(e).split())})") from None
@@ -237,7 +237,7 @@ def read_array(path: Path | str) -> NDArray[Any]:
     `UserError`."""
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (FileNotFoundError, PermissionError) as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except Exception as e:  # a header that is damaged in the right place raises anything
         raise damaged(path, f"not a complete .npy file of plain numbers ({_cause(e)})") from None
@@ -248,7 +248,7 @@ def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except (FileNotFoundError, PermissionError) as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except Exception as e:  # as above, and whatever the zip's reader raises
         raise damaged(path, f"not a complete .npz file of plain arrays ({_cause(e)})") from None
@@ -286,7 +286,7 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 
     try:
         state = safetensors.torch.load_file(path)
-    except (FileNotFoundError, PermissionError) as e:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except (safetensors.SafetensorError, OSError) as e:
         raise damaged(path, f"not a complete safetensors file ({e})") from None

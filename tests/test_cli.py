@@ -56,8 +56,17 @@ def test_what_this_user_may_not_look_into_is_one_message_that_names_it(tmp_path:
     commands = {
         f"{closed}/o: Permission denied. Name another": ["data", "digits", "--params", "demo", "--out", f"{closed}/o"],
         f"{closed}/w.pth: Permission denied. Name": [*evaluate, "torchvision:resnet18", "--weights", f"{closed}/w.pth"],
-        f"{closed}/config.json: may not be read": [*evaluate, f"{closed}/encoder.safetensors"],
-        f"{closed}/f.npz: may not be read": ["evaluate", "--params", "demo", "--features", f"{closed}/f.npz"],
+        f"{closed}/config.json: not to be read (Permission denied). Name a file": [
+            *evaluate,
+            f"{closed}/encoder.safetensors",
+        ],
+        f"{closed}/f.npz: not to be read (Permission denied). Name a file": [
+            "evaluate",
+            "--params",
+            "demo",
+            "--features",
+            f"{closed}/f.npz",
+        ],
         f"{closed}/d/training.json: Permission denied.": ["publish", f"{closed}/d"],
         "File name too long. Name another": ["data", "digits", "--params", "demo", "--out", 300 * "x"],
     }
