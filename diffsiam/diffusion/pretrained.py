@@ -130,9 +130,17 @@ def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def _split(location: str) -> urllib.parse.SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urllib.parse.urlsplit(location)
+    except ValueError:  # a bracket, say
+        return urllib.parse.SplitResult("", "", location, "", "")
+
+
 def _without_secrets(location: str) -> str:
     """An address without the password and the query that it may carry; anything else as it is."""
-    parts = urllib.parse.urlsplit(location)
+    parts = _split(location)
     if not parts.scheme:
         return location
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -147,7 +155,8 @@ def _locate(cfg: Fetch, cache: Path) -> _Source:
         return _Source(path.parent, config, (path.name,))
     if path.is_dir():
         return _Source(path, config, weights)
-    parts = urllib.parse.urlsplit(cfg.location)
+    _refuse_page(cfg.location)
+    parts = _split(cfg.location)
     head, _, name = parts.path.rpartition("/")
     if parts.scheme in ("http", "https") and parts.hostname and name:
         # of the whole address: two models of one host may differ in the query alone
@@ -164,6 +173,14 @@ def _locate(cfg: Fetch, cache: Path) -> _Source:
         f"{_WHERE}: {_without_secrets(cfg.location)}: no such file or folder, and neither the http(s) address of a "
         "weights file nor a Hugging Face repository (owner/name, owner/name@commit). Name one of these."
     )
+
+
+def _refuse_page(location: str) -> None:
+    """A `UserError` for the address of a page of the Hub, as a browser has it."""
+    page = re.fullmatch(rf"{re.escape(_endpoint())}/({REPOSITORY})(/tree/.*|/blob/.*|/)?", location)
+    if page and not page[1].endswith((".safetensors", ".bin", ".pt", ".json")):
+        blob = _without_secrets(location).replace("/blob/", "/resolve/") if "/blob/" in location else page[1]
+        raise UserError(f"{_WHERE}: {_without_secrets(location)}: a page of the Hub, not a file. Give {blob}.")
 
 
 def _missing(source: _Source, names: Iterable[str]) -> UserError:
