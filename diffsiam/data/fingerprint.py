@@ -42,6 +42,16 @@ def of(row: DataSet, root: Path) -> str | None:
     return f"{images} {take([table], table)}" if images and row.own.attributes else images
 
 
+def model(place: Path) -> str | None:
+    """The fingerprint of a diffusion model's files: of a folder, or of a file of weights what is read with it too, its
+    shards, config and noise schedule."""
+    beside = [place.with_name("scheduler")]
+    if os.path.isfile(place):
+        beside += [place.with_name(name) for name in ("config.json", "config.yml", "scheduler_config.json")]
+        beside += [place.parent.with_name("scheduler"), *place.parent.glob(f"{place.name.partition('.')[0]}-*-of-*")]
+    return take([place, *beside], place.parent)
+
+
 def take(paths: Iterable[Path], folder: Path) -> str | None:
     """16 hexadecimal digits of the names, relative to ``folder``, and the sizes of all files in ``paths``; of tars,
     LMDBs, tables, arrays and weights also their times, in seconds. None where there is no file. Hidden names are left

@@ -111,6 +111,29 @@ def test_what_is_not_there_or_only_in_part_has_none(name: str, root: Path) -> No
     assert of("DTD", root / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    ("location", "changed", "seen"),
+    [
+        ("pipe/unet", "pipe/unet/config.json", True),
+        ("pipe/unet", "pipe/scheduler/scheduler_config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/model-00001-of-00002.safetensors", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/scheduler/scheduler_config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/other.safetensors", False),
+        ("pipe/unet", "pipe/vae/config.json", False),
+    ],
+)
+def test_a_models_fingerprint_is_of_all_that_is_read_of_it(
+    location: str, changed: str, seen: bool, tmp_path: Path
+) -> None:
+    for name in ("unet/config.json", "unet/model.safetensors.index.json", "unet/model-00001-of-00002.safetensors"):
+        put(tmp_path / "pipe" / name)
+    put(tmp_path / "pipe/scheduler/scheduler_config.json")
+    before = fingerprint.model(tmp_path / location)
+    put(tmp_path / changed, "longer")
+    assert (fingerprint.model(tmp_path / location) != before) == seen
+
+
 def test_the_last_one_stands_while_the_source_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = ["a", None, "a", "b", None]

@@ -99,8 +99,7 @@ def attributes_seen(dataset):
 def diffusion_seen(pretrain):
     """Of weights that are fetched from this machine."""
     cfg = params.of(config, pretrain)["diffusion"]
-    place = params.place(cfg["fetch"]["location"])
-    fetched = lambda: fingerprint.take([place], place.parent)
+    fetched = lambda: fingerprint.model(params.place(cfg["fetch"]["location"]))
     return seen(f"diffusion/{pretrain}", fetched if cfg["source"] == "fetch" else lambda: "trained here")
 
 
