@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffsiam.errors import UserError
+from diffsiam.errors import Facts, UserError
 from diffsiam.params import Runtime
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _made(path: Path | str) -> str | None:
 def read_json(path: Path | str) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_hook=lambda found: Facts(found, path))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise missing(path, e) from None
     except (OSError, ValueError, RecursionError) as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import hashlib
 import json
@@ -376,6 +377,16 @@ def test_a_file_with_wrong_bytes_is_read_or_is_one_message(name: str, tmp_path: 
             met.append(str(e).startswith(f"{path}: not "))
     assert len(met) > 20
     assert all(met)
+
+
+def test_a_key_that_a_json_file_lacks_is_one_message_that_names_both(tmp_path: Path) -> None:
+    runtime.write_json(tmp_path / "x.json", {"a": [{"b": 1}], "c": None})
+    found = runtime.read_json(tmp_path / "x.json")
+    assert (found["a"][0]["b"], found["c"], found.get("d"), "d" in found) == (1, None, None, False)
+    assert json.dumps(copy.deepcopy(found)) == '{"a": [{"b": 1}], "c": null}'
+    for lacks in (found, found["a"][0]):
+        with pytest.raises(UserError, match=r"x\.json: has no 'd', so it is another file than is needed here"):
+            lacks["d"]
 
 
 def test_no_object_is_unpickled(tmp_path: Path) -> None:
