@@ -18,7 +18,10 @@ PARAMS = "params.yaml" if os.path.exists("params.yaml") else f"{CHECKOUT}/params
 include: "workflow/rules/reader.smk"
 
 
-configfile: PARAMS
+# A file of all sections, such as a preset, is taken as it is; one of a few extends params.yaml.
+if not WHOLE:
+
+    configfile: PARAMS
 
 
 # Rules run in the environment that Snakemake itself runs in; only `--software-deployment-method apptainer` asks for the

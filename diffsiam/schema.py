@@ -69,6 +69,11 @@ def check(raw: dict[str, Any], *, complete: bool) -> None:
         raise UserError("params: " + "\n        ".join(dict.fromkeys(lines)))
 
 
+def whole(raw: dict[str, Any]) -> bool:
+    """Whether every section is there: a file of parameters, not changes to one."""
+    return raw.keys() >= {*_schema()["required"]}
+
+
 def _with(own: list[str]) -> dict[str, Any]:
     """The schema, with the names of `datasets` beside those of the built-in data sets."""
     defs = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from diffsiam.diffusion import ddim
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation.features import load_encoder
-from diffsiam.models.codes import CodeDecoder
+from diffsiam.models.codes import CodeDecoder, Only
 from diffsiam.models.decoder import Decoder
 from diffsiam.models.segments import even_edges, mask, recorded_edges, segment_of_step
 from diffsiam.models.unet import WEIGHTS, DiffusionModel
@@ -65,10 +65,21 @@ class Guided:
     @functools.cached_property
     def whole(self) -> Guided:
         """The same networks without masks: what manipulation works with, DiTi's too (its authors' code)."""
-        if not self.mask_by_step:
-            return self
+        return self._with(self.decoder) if self.mask_by_step else self
+
+    @property
+    def coded(self) -> bool:
+        """Whether the decoder has a field for each code (DisDiff)."""
+        return isinstance(self.decoder, CodeDecoder)
+
+    def only(self, codes: Sequence[int]) -> Guided:
+        """The same networks where of a decoder with a field for each code only those of ``codes`` guide."""
+        assert isinstance(self.decoder, CodeDecoder)
+        return self._with(Only(self.decoder, codes))
+
+    def _with(self, decoder: nn.Module) -> Guided:
         how: dict[str, Any] = {"device": self.device, "captured": self.captured, "guidance": self.guidance}
-        return Guided(self.dm, self.encoder, self.decoder, self.edges, self.cfg, **how)
+        return Guided(self.dm, self.encoder, decoder, self.edges, self.cfg, **how)
 
     def noise(self, z: Tensor | None) -> ddim.Model:
         """The noise that the model predicts given z (N, d); of the frozen U-Net alone where z is None. What a

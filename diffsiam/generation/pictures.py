@@ -104,7 +104,7 @@ def restored(
     picture: Path, segments: Sequence[str], levels: Sequence[int], trained: Trained, *, noise_seed: int
 ) -> dict[str, NDArray[Any]]:
     """x0_hat of a picture under noise, in one evaluation: of the diffusion model alone (Figure 1.1), and given ranges
-    of segments, all else of z at zero.
+    of segments, all else of z at zero; of DisDiff, whose codes have a field each, guided by the fields of those codes.
 
     Args:
         segments: ``A-B``, half-open from 0.
@@ -126,13 +126,21 @@ def restored(
     t = torch.tensor(levels)
     x = Schedule().q_sample(x0.expand(len(t), -1, -1, -1), t, noise)
     z = model.encode(x0)
-    position = torch.arange(z.shape[1])
-    seen = [z * ((model.edges[a] <= position) & (position < model.edges[b])) for a, b in ranges]
-    images = to_stored(torch.stack([model.estimate(x, t, given) for given in [None, *seen]], dim=1))
+    made = [model.estimate(x, t, None), *(_estimate(model, x, t, z, span) for span in ranges)]
+    images = to_stored(torch.stack(made, dim=1))
     original = to_stored(x0[0])
     errors = np.sqrt(np.square(images - original.astype(np.float64)).mean(axis=(2, 3, 4)))
     arrays = {"original": original, "noisy": to_stored(x), "images": images, "errors": errors}
     return {**arrays, "ranges": np.array(ranges, np.int64), "levels": np.array(levels)}
+
+
+def _estimate(model: guided.Guided, x: Tensor, t: Tensor, z: Tensor, span: algorithm2.Range) -> Tensor:
+    """x0_hat given a range of segments; of DisDiff's codes, guided by their fields alone."""
+    first, end = span
+    if model.coded:
+        return model.only(range(first, end)).estimate(x, t, z) if first < end else model.estimate(x, t, None)
+    position = torch.arange(z.shape[1])
+    return model.estimate(x, t, z * ((model.edges[first] <= position) & (position < model.edges[end])))
 
 
 def find_classifier(folder: Path, attribute: str, dims: str | None) -> probmask.Classifier:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffsiam import runtime
 from diffsiam.data import pixels
@@ -42,25 +42,11 @@ from diffsiam.generation import factors, figures, measure
 from diffsiam.generation import model as guided
 from diffsiam.generation.counterfactual import Range, lerp
 from diffsiam.models.codes import CodeDecoder
-from diffsiam.models.unet import Trunk
 from diffsiam.params import Generation, Runtime, Swaps
 
 Arrays = dict[str, np.ndarray]
 Found = tuple[Arrays, list[dict[str, Any]]]  # what is stored, and rows of numbers
 SHOWN = 6  # columns of the figure, and noises for each target of partial conditioning
-
-
-class Only(nn.Module):
-    """A code decoder in which only the codes ``which`` guide."""
-
-    def __init__(self, decoder: CodeDecoder, which: Sequence[int]) -> None:
-        super().__init__()
-        self.decoder, self.which = decoder, which
-
-    def forward(self, z: Tensor, trunk: Trunk) -> Tensor:
-        """The sum of their fields, (B, 3, H, W)."""
-        fields = [self.decoder.field(z, trunk, torch.full((len(z),), c, device=z.device)) for c in self.which]
-        return torch.stack(fields).sum(0)
 
 
 def swap(model: guided.Guided, x_T: Tensor, z: Tensor, target: Tensor, ranges: Sequence[Range]) -> Tensor:
@@ -75,10 +61,7 @@ def partial(model: guided.Guided, x_T: Tensor, z: Tensor, which: Sequence[int]) 
     model's own samples where there are none."""
     if not which:
         return model.sample(x_T, None)
-    assert isinstance(model.decoder, CodeDecoder)
-    how: dict[str, Any] = {"device": model.device, "captured": model.captured, "guidance": model.guidance}
-    only = guided.Guided(model.dm, model.encoder, Only(model.decoder, which), model.edges, model.cfg, **how)
-    return only.sample(x_T, z)
+    return model.only(which).sample(x_T, z)
 
 
 @dataclasses.dataclass(frozen=True)

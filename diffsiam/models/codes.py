@@ -76,6 +76,19 @@ class CodeDecoder(nn.Module):
         return fields.sum(1) if which is None else fields[:, list(which)].sum(1)
 
 
+class Only(nn.Module):
+    """A code decoder in which only the codes ``which``, one at least, guide."""
+
+    def __init__(self, decoder: CodeDecoder, which: Sequence[int]) -> None:
+        super().__init__()
+        self.decoder, self.which = decoder, which
+
+    def forward(self, z: Tensor, trunk: Trunk) -> Tensor:
+        """The sum of their fields, (B, 3, H, W)."""
+        fields = [self.decoder.field(z, trunk, torch.full((len(z),), c, device=z.device)) for c in self.which]
+        return torch.stack(fields).sum(0)
+
+
 def orthogonal(w: Tensor) -> Tensor:
     """exp(W - W^T), an orthogonal matrix, for any square W.
 

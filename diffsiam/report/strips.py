@@ -14,6 +14,7 @@ Arrays = Mapping[str, np.ndarray]
 # Inches: labels of rows, the title, labels of columns, a line below an image, a gap between two.
 _LABEL, _TITLE, _HEAD, _LINE, _GAP = 0.75, 0.3, 0.33, 0.2, 0.06
 _COLUMNS = 8  # of samples
+_NARROWEST = 1.0  # inches of a column, for its label to fit; more columns than WIDTH holds make a wider strip
 
 
 def restored(arrays: Arrays, method: str, dataset: str) -> Figure:
@@ -52,18 +53,19 @@ def _draw(
 ) -> Figure:
     """Rows of images, each with what stands below it; names of columns and rows where there are any."""
     label, head = _LABEL if left else 0.0, _TITLE + (_HEAD if above else 0.0)
-    tile = (WIDTH - label) / max(map(len, tiles))
+    tile = max((WIDTH - label) / max(map(len, tiles)), _NARROWEST)
+    width = label + tile * max(map(len, tiles))
     height = head + len(tiles) * (tile + _LINE)
-    fig = Figure(figsize=(WIDTH, height))
+    fig = Figure(figsize=(width, height))
     fig.text(0.5, 1 - 0.15 / height, title, ha="center", va="center", fontsize=10)
     for r, row in enumerate(tiles):
         top = head + r * (tile + _LINE)
         if left:
-            fig.text(0.06 / WIDTH, 1 - (top + tile / 2) / height, left[r], va="center", fontsize=8)
+            fig.text(0.06 / width, 1 - (top + tile / 2) / height, left[r], va="center", fontsize=8)
         for c, (image, below) in enumerate(row):
             side = tile - _GAP
             x, y = label + c * tile + _GAP / 2, top + side
-            ax = fig.add_axes((x / WIDTH, 1 - y / height, side / WIDTH, side / height))
+            ax = fig.add_axes((x / width, 1 - y / height, side / width, side / height))
             ax.imshow(image, interpolation="nearest")
             ax.set(xticks=[], yticks=[], frame_on=False)
             ax.set_xlabel(below, fontsize=8, labelpad=2)
@@ -75,5 +77,5 @@ def _draw(
 def _given(first: int, end: int) -> str:
     """A range of segments as a column's label, counted from 1 as the thesis does."""
     if end - first < 2:
-        return f"given\nsegment {end}" if end > first else "given z = 0"
+        return f"given\nsegment {end}" if end > first else "given\nno segment"
     return f"given segments\n{first + 1} to {end}"

@@ -27,6 +27,7 @@ TILE = 128 // tiny_guided.SIDE * tiny_guided.SIDE + 2
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with trained networks, two pictures of different sizes, and what is no picture."""
     results = tiny_guided.results(tmp_path)
+    tiny_guided.disdiff(results)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (50, 31, 3)), ("b.jpg", (9, 12, 3))):
@@ -94,13 +95,16 @@ def test_a_picture_of_a_turned_camera_is_upright_and_16_bits_are_scaled(tmp_path
     assert np.allclose(scan, phone, atol=0.1)
 
 
+@pytest.mark.parametrize("method", ["diffsiam_hier", "disdiff"])
 @pytest.mark.parametrize("guidance", ["w_t", "score"])
-def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guidance: str) -> None:
+def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guidance: str, method: str) -> None:
+    """Segments are given with zeros elsewhere, codes by the fields that are theirs."""
     trained = pictures.Trained(
-        place / "results", "sprites", "diffsiam_hier", 0, tiny_guided.settings(guidance=guidance), tiny.section(Runtime)
+        place / "results", "sprites", method, 0, tiny_guided.settings(guidance=guidance), tiny.section(Runtime)
     )
     got = pictures.restored(place / "a.png", ["0-2", "1-3", "0-0"], [400, 700], trained, noise_seed=3)
     dm, encoder, decoder = tiny_guided.networks()
+    fields = tiny_guided.code_decoder(dm)
     x0 = pictures.read_pictures([place / "a.png"], tiny_guided.SIDE)
     noise = torch.randn(x0.shape[1:], generator=runtime.generator(3, "restored", 0))
     abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
@@ -115,6 +119,10 @@ def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guida
             strength = (1 - before) / before.sqrt() if guidance == "w_t" else sigma**2 / signal  # Eq. 3.8 in x0
             expected = [alone]
             for first, end in ((0, 2), (1, 3), (0, 0)):
+                if method == "disdiff":
+                    own = [fields.field(z, trunk, torch.tensor([code])) for code in range(first, end)]
+                    expected.append(alone + strength * sum(own))
+                    continue
                 seen = torch.zeros_like(z)
                 seen[:, first * width : end * width] = z[:, first * width : end * width]
                 expected.append(alone + strength * decoder(seen, trunk))
@@ -123,7 +131,8 @@ def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guida
             picture = ((x0 + 1) * 127.5)[0].permute(1, 2, 0).numpy()
             wanted = [((level - picture) ** 2).mean() ** 0.5 for level in levels]
             assert got["errors"][i] == pytest.approx(wanted, abs=0.5)
-    assert len({image.tobytes() for image in got["images"].reshape(-1, *x0.shape[2:], 3)}) == 8
+    different = {image.tobytes() for image in got["images"].reshape(-1, *x0.shape[2:], 3)}
+    assert len(different) == (8 if method == "diffsiam_hier" else 6)  # by no code the diffusion model is alone
 
 
 def test_restore_writes_a_labelled_strip(place: Path) -> None:

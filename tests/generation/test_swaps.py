@@ -16,29 +16,19 @@ from diffsiam.diffusion import ddim
 from diffsiam.errors import UserError
 from diffsiam.generation import factors, figures, measure, swaps
 from diffsiam.generation import model as guided
-from diffsiam.models.codes import CodeDecoder
 from diffsiam.models.segments import even_edges
 from tests.generation import tiny_guided
 from tests.generation.test_factors import RUNTIME
 
 SIDE, DIM, CODES = tiny_guided.SIDE, tiny_guided.DIM, tiny_guided.SEGMENTS
-SETTINGS = {"count": CODES, "dim": DIM // CODES, "embedding": "learned"}
 SIZES = (6, 5)
-
-
-def decoder(dm: Any) -> CodeDecoder:
-    """A code decoder with no weight at zero."""
-    torch.manual_seed(2)
-    made = CodeDecoder(dm.unet, **SETTINGS)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.05 * torch.randn(p.shape))
-    return made.eval()
 
 
 def coded(**changes: Any) -> guided.Guided:
     dm, encoder, _ = tiny_guided.networks()
-    return guided.Guided(dm, encoder, decoder(dm), even_edges(DIM, CODES), tiny_guided.settings(**changes))
+    return guided.Guided(
+        dm, encoder, tiny_guided.code_decoder(dm), even_edges(DIM, CODES), tiny_guided.settings(**changes)
+    )
 
 
 def near(images: Tensor, expected: Tensor) -> bool:
@@ -104,14 +94,7 @@ def test_only_the_field_of_one_code_guides() -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grid, its classifier, and diffsiam_hier and disdiff trained on it, all of random weights."""
     folder = tmp_path_factory.mktemp("grid")
-    hier = tiny_guided.results(folder) / "representation" / "sprites" / "diffsiam_hier" / "seed0"
-    disdiff = hier.parents[1] / "disdiff" / "seed0"
-    config = runtime.read_json(hier / "config.json") | {"method": "disdiff"}
-    config["params"]["representation"]["codes"] = SETTINGS
-    dm, encoder, _ = tiny_guided.networks()
-    runtime.save_weights(disdiff / "encoder_ema.safetensors", encoder.state_dict())
-    runtime.save_weights(disdiff / "decoder_ema.safetensors", decoder(dm).state_dict())
-    runtime.write_json(disdiff / "config.json", config)
+    tiny_guided.disdiff(tiny_guided.results(folder))
     data = folder / "results" / "data" / "sprites"
     meta = runtime.read_json(data / "meta.json") | {"grid": {"names": ["hue", "side"], "sizes": list(SIZES)}}
     runtime.write_json(data / "meta.json", meta | {"dataset": "rooms", "splits": {"val": [3, 4]}})

@@ -12,6 +12,7 @@ import torch
 
 from diffsiam import params, runtime
 from diffsiam.generation.model import Guided
+from diffsiam.models.codes import CodeDecoder
 from diffsiam.models.decoder import Decoder
 from diffsiam.models.encoder import Encoder
 from diffsiam.models.segments import even_edges
@@ -20,6 +21,7 @@ from tests.training import tiny
 
 SIDE, WIDTH, SEGMENTS = tiny.SIDE, 2, 4
 DIM = 8 * WIDTH
+CODED: dict[str, Any] = {"count": SEGMENTS, "dim": DIM // SEGMENTS, "embedding": "learned"}
 ATTRIBUTES = ["Red left", "Blue top"]
 OVER = {
     "steps": 5,
@@ -53,6 +55,16 @@ def networks() -> tuple[Any, Encoder, Decoder]:
         for p in decoder.parameters():
             p.add_(0.05 * torch.randn(p.shape))
     return dm, encoder.eval(), decoder.eval()
+
+
+def code_decoder(dm: Any) -> CodeDecoder:
+    """DisDiff's, a code for each segment, with no weight at zero."""
+    torch.manual_seed(2)
+    made = CodeDecoder(dm.unet, **CODED)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    return made.eval()
 
 
 def model(
@@ -97,3 +109,15 @@ def results(root: Path, method: str = "diffsiam_hier") -> Path:
     recorded = {"representation": section, "diffusion_model": runtime.sha256(dm_folder / WEIGHTS)}
     runtime.write_json(out / "config.json", {**config, "params": recorded})
     return folder
+
+
+def disdiff(results: Path) -> None:
+    """DisDiff beside diffsiam_hier, on the same encoder and diffusion model."""
+    folder = results / "representation" / "sprites"
+    config = runtime.read_json(folder / "diffsiam_hier" / "seed0" / "config.json") | {"method": "disdiff"}
+    config["params"]["representation"]["codes"] = CODED
+    dm, encoder, _ = networks()
+    out = folder / "disdiff" / "seed0"
+    runtime.save_weights(out / "encoder_ema.safetensors", encoder.state_dict())
+    runtime.save_weights(out / "decoder_ema.safetensors", code_decoder(dm).state_dict())
+    runtime.write_json(out / "config.json", config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def test_a_plan_refuses_a_key_that_stands_twice_wherever_it_stands(project: Path
     (project / "more.yaml").write_text("linear:\n  penalties: 3\n  penalties: 4\n")
     (line,) = refused("tables", "--configfile", "more.yaml")
     assert "more.yaml: linear.penalties: stands there 2 times, in lines 2 and 3" in line
+
+
+def test_a_preset_that_configfile_names_is_taken_as_it_is_and_a_few_keys_extend_params(project: Path) -> None:
+    demo = (project / "params.yaml").read_text()
+    preset = project / "workflow/presets/celeba-gpu.yaml"
+    assert yaml.safe_load(demo)["overrides"].keys() - yaml.safe_load(preset.read_text())["overrides"].keys()
+    (project / "few.yaml").write_text("seeds: [3]\nlinear: {penalties: 7}\n")
+
+    def taken(*arguments: str) -> str:
+        done = snakemake("-n", *arguments, "--", "results/data/digits/meta.json")
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"Config MD5: (\w+)", done.stdout + done.stderr)[0]
+
+    extended, given = (taken("--configfile", str(file)) for file in ("few.yaml", preset))
+    (project / "params.yaml").write_text(preset.read_text())
+    assert given == taken()
+    raw = yaml.safe_load(demo) | {"seeds": [3]}
+    (project / "params.yaml").write_text(yaml.safe_dump(raw | {"linear": raw["linear"] | {"penalties": 7}}))
+    assert extended == taken()
 
 
 def test_a_plan_names_file_and_line_of_what_is_not_yaml(project: Path) -> None:
