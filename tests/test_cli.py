@@ -137,6 +137,12 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
     assert seen == [expected]
 
 
+def test_dimensions_of_an_attribute_that_is_not_named_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--encoder", "e.safetensors", "--data", "d", "--out", "o"]
+    assert cli.main(["probmask", *files, "--dims", "8", "--params", "demo"]) == 2
+    assert "--dims: those of --attribute. Name one" in capsys.readouterr().err
+
+
 def test_the_command_line_is_read_before_a_library_brings_openmp_along() -> None:
     code = "import sys, diffsiam.cli; print(sorted({'torch', 'numpy', 'sklearn', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
