@@ -7,127 +7,26 @@ the key, the value met, the values allowed, what to do.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from diffsiam import schema, search
 from diffsiam.data import sources
 from diffsiam.errors import UserError
+from diffsiam.sections import Raw, dimensions, plain, section
 from diffsiam.training.methods import METHODS, snapshot_steps
 
-TIMESTEPS = 1000  # of `diffsiam.diffusion.schedule`, in a later layer
-CODES = ("count", "dim", "embedding", "reconstruction", "weight", "least_signal", "weighting", "encoder_gradient")
 CODED_SIZES = (8, 16, 32, 64)  # of `diffsiam.models.encoder.STRIDED`
 
-Raw = dict[str, Any]
 Of = Callable[[str], Raw]  # the parameters as they stand for one data set, with its overrides
-
-
-def section(name: str, values: Raw) -> list[str]:
-    """The mistakes within one complete section."""
-    rules = {
-        "representation": _representation,
-        "frozen_dm": _frozen_dm,
-        "linear": _linear,
-        "probmask": _probmask,
-    }
-    return [f"{name}.{line}" for line in rules[name](values)] if name in rules else []
 
 
 def experiment(raw: Raw, of: Of) -> list[str]:
     """The mistakes between sections, and between them and the data sets."""
     rules = (
-        *(_own, _image_sizes, _codes, _snapshots, _search, _unets, _classes, _validation, _attributes),
-        *(_heads, _disentanglement, _ranges, _figures, _pairs),
+        *(_own, _image_sizes, _codes, _snapshots, _search, _unets, _frozen, _classes, _validation, _attributes),
+        *(_map, _heads, _disentanglement, _ranges, _figures, _pairs),
     )
     return list(dict.fromkeys(line for rule in rules for line in rule(raw, of)))  # a data set may be used twice
-
-
-def plain(name: str) -> str:
-    """An attribute's name, whatever its case, with underscores for spaces or not."""
-    return name.lower().replace("_", " ")
-
-
-# -------------------------------------------------------------------------------------------- within one section
-def _representation(cfg: Raw) -> Iterator[str]:
-    segments, crop, codes = cfg["segments"], cfg["views"]["crop_scale"], cfg["codes"]
-    if codes and (missing := [key for key in CODES if key not in codes]):
-        yield f"codes: {', '.join(missing)} missing. Copy them from workflow/presets/demo.yaml."
-        return
-    dim = _dim(cfg)
-    if codes and segments != codes["count"]:
-        yield (
-            f"segments: met {segments} with {codes['count']} codes. With codes the two are one: set segments to "
-            f"{codes['count']}, or codes.count to {segments}."
-        )
-    elif dim % segments:
-        yield (
-            f"segments: {segments} does not divide the representation's d = 8 * encoder_width = {dim}. Choose a "
-            f"divisor of {dim}."
-        )
-    else:
-        yield from _diti(cfg["diti"], segments, dim)
-    if crop and crop[0] > crop[1]:
-        yield f"views.crop_scale: met {crop}, the smallest share above the largest. Exchange the two."
-    if cfg["snapshots"] > cfg["steps"]:
-        yield (
-            f"snapshots: met {cfg['snapshots']}, more than the {cfg['steps']} of representation.steps. Choose at most "
-            "one per step."
-        )
-
-
-def _dim(cfg: Raw) -> int:
-    """d: numbers in z."""
-    return cfg["codes"]["count"] * cfg["codes"]["dim"] if cfg["codes"] else 8 * cfg["encoder_width"]
-
-
-def _diti(cfg: Raw, segments: int, dim: int) -> Iterator[str]:
-    stages, dims = cfg["stages"], cfg["dims_per_stage"]
-    met = f"diti: met stages {stages} with dims_per_stage {dims}"
-    if (stages is None) != (dims is None):
-        yield f"{met}. Give both, or null for both: segments of equal width."
-    if stages is None or dims is None:
-        return
-    rising = sorted(set(stages)) == stages and stages[-1] == TIMESTEPS
-    if len(stages) != len(dims) or sum(dims) != dim or not rising:
-        yield (
-            f"{met}, which add up to {sum(dims)}. Needed are as many dims_per_stage as stages, adding up to d = {dim}, "
-            f"and stages that rise to {TIMESTEPS}."
-        )
-        return
-    first_steps = [-(-k * TIMESTEPS // segments) for k in range(segments)]
-    counts = [sum(low <= step < high for step in first_steps) for low, high in itertools.pairwise((0, *stages))]
-    if 0 in counts:
-        yield (
-            f"{met}; of the {segments} segments' first steps they hold {counts}. Every stage needs one: move stages "
-            "apart, or raise representation.segments."
-        )
-
-
-def _frozen_dm(cfg: Raw) -> Iterator[str]:
-    block, level = cfg["block"], cfg["level"]
-    if (block is None) != (level is None):
-        yield f"block: met {block} with level {level}. Give both, or null for both: the best on validation images."
-
-
-def _linear(cfg: Raw) -> Iterator[str]:
-    if cfg["penalty_min"] > cfg["penalty_max"]:
-        yield f"penalty_min: {cfg['penalty_min']:g} is above penalty_max = {cfg['penalty_max']:g}. Exchange the two."
-
-
-def _probmask(cfg: Raw) -> Iterator[str]:
-    """Two classifiers of one attribute would share the file of the one on all dimensions."""
-    seen: dict[tuple[str, str], int] = {}
-    for row in cfg["attributes"]:
-        key = row["dataset"], plain(row["name"])
-        if key in seen:
-            yield (
-                f"attributes: {row['name']} of {row['dataset']} stands there twice, with dims {seen[key]} and "
-                f"{row['dims']}. Keep one row for each attribute; another number of dimensions can be had with "
-                f"`diffsiam probmask --attribute {row['name']!r} --dims {row['dims']}`."
-            )
-        seen[key] = row["dims"]
 
 
 # ---------------------------------------------------------------------------------- between sections and data sets
@@ -247,6 +146,40 @@ def _unets(raw: Raw, of: Of) -> Iterator[str]:
             )
 
 
+def _frozen(raw: Raw, of: Of) -> Iterator[str]:
+    """The frozen model has the block that is named, or the images something to choose one by."""
+    block, scored = raw["frozen_dm"]["block"], raw["disentanglement"]
+    names = [raw["pretrain"]] if "frozen_dm" in raw["methods"] else []
+    for name in (*names, *(scored["datasets"] if "frozen_dm" in scored["methods"] else [])):
+        row, diffusion = sources.get(name, raw["datasets"]), of(name)["diffusion"]
+        count = len(diffusion["unet"]["channels"]) * (diffusion["unet"]["layers_per_block"] + 1)
+        if block is not None and diffusion["source"] == "pretrain" and block > count:
+            yield (
+                f"frozen_dm.block: met {block}, but the way up of {name}'s diffusion model has {count} blocks. Choose "
+                f"1 to {count}, or null for the best on validation images."
+            )
+        if block is None and not (row.labelled or row.factors or row.attributes or row.tabled):
+            yield (
+                f"frozen_dm.block: met null, but {name} has neither classes, factors nor attributes to choose a block "
+                "by. Give block and level, or take frozen_dm out of methods."
+            )
+
+
+def _map(raw: Raw, of: Of) -> Iterator[str]:
+    """An embedded data set has the test images that its sheets take."""
+    row, cfg = sources.get(raw["pretrain"], raw["datasets"]), raw["sheets"]
+    if not row.embedded:
+        return
+    for key, needed in {
+        "queries": cfg["queries"],
+        "neighbours": cfg["neighbours"],
+        "perplexity": 3 * cfg["perplexity"],
+    }.items():
+        if needed >= row.test:
+            most = row.test / 3 if key == "perplexity" else row.test
+            yield f"sheets.{key}: met {cfg[key]:g}, but {row.name} has {row.test} test images. Choose below {most:g}."
+
+
 def _classes(raw: Raw, of: Of) -> Iterator[str]:
     """Every data set of the tables has the classes of an episode, and those of known sizes the images."""
     ways, shots, queries = (raw["fewshot"][key] for key in ("ways", "shots", "queries"))
@@ -286,7 +219,7 @@ def _attributes(raw: Raw, of: Of) -> Iterator[str]:
     data_sets = sources.table(raw["datasets"])
     for i, row in enumerate(raw["probmask"]["attributes"]):
         where, name, dims = f"probmask.attributes.{i}", row["dataset"], row["dims"]
-        known, dim = data_sets[name].attributes, _dim(of(name)["representation"])
+        known, dim = data_sets[name].attributes, dimensions(of(name)["representation"])
         if dims > dim:
             yield f"{where}.dims: met {dims} for {row['name']}, but z has d = {dim} on {name}. Choose 1 to {dim}."
         if not known and not data_sets[name].tabled:

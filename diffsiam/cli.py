@@ -4,6 +4,7 @@ because the stages are many: a function and a few arguments for each."""
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -16,12 +17,14 @@ from typing import Any
 from diffsiam import params, schema
 from diffsiam.errors import UserError
 
+# What the system says of a place that this user may not so much as look into, or that cannot be: wherever it is met.
+_CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 # Stages whose --out is a folder; others': a file.
 _FOLDERS = ("data", "diffusion", "representation", "probmask", "evaluate", "publish", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; 0 when it is done, 2 after a `UserError` or where a GPU's memory is full, whose message is all
+    """Run one stage; 0 when it is done, 2 after a `UserError`, at a closed door or a full GPU, whose message is all
     that is printed."""
     args = _parser().parse_args(argv)
     _share_cores()
@@ -39,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             records.by_hand(shlex.join(["diffsiam", *(argv or sys.argv[1:])]), args.out, began)
     except UserError as e:
         print(f"diffsiam {args.stage}: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in _CLOSED or e.filename is None:
+            raise
+        print(
+            f"diffsiam {args.stage}: {e.filename}: {e.strerror}. Name another place, or let this user into it.",
+            file=sys.stderr,
+        )
         return 2
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError":  # PyTorch's; to name it here would load PyTorch for every message
@@ -114,7 +125,7 @@ def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
 
 def _root(raw: dict[str, Any]) -> Path:
     """Folder of the raw data sets."""
-    return Path(raw.get("data", {}).get("root", "resources")).expanduser()
+    return params.place(raw.get("data", {}).get("root", "resources"))
 
 
 def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -142,7 +153,9 @@ def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import probmask
 
     cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
-    which = {"attribute": args.attribute, "dims": args.dims}
+    if args.dims is not None and args.attribute is None:
+        raise UserError("--dims: those of --attribute. Name one, or edit probmask.attributes.")
+    which = {"attribute": args.attribute, "dims": args.dims or 16}
     probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
 
 
@@ -315,6 +328,7 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
     from diffsiam.evaluation import external, protocols
     from diffsiam.report import summary
 
+    _check_sources(args)
     data, entries = own.entered(args.data, raw.get("datasets", {}))
     cfg = protocols.Settings(
         params.section(raw, params.Data),
@@ -324,15 +338,27 @@ def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
         params.section(raw, params.Runtime),
     )
     if args.features is not None:
-        data, refused = protocols.run_features(args.features, cfg, args.out, metric=args.metric, seed=args.seed)
+        data, refused = protocols.run_features(
+            args.features, cfg, args.out, metric=args.metric or "accuracy", seed=args.seed
+        )
     else:
         mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
-        encoder = external.Options(args.part, args.stem, mean, std)
+        encoder = external.Options(args.part, args.stem or external.STEMS[0], mean, std)
         options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
         refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
     print(summary.encoder(args.out, data, refused, args.out / "summary.md"), end="")
     if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
         raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
+
+
+def _check_sources(args: argparse.Namespace) -> None:
+    """`evaluate` has two kinds of sources, each with options of its own, which the other would pass over."""
+    of_encoders = ("weights", "data", "image_size", "part", "mean", "std", "stem")
+    kind, other, options = (
+        ("--features", "--encoder", of_encoders) if args.features else ("--encoder", "--features", ("metric",))
+    )
+    if given := [f"--{name.replace('_', '-')}" for name in options if vars(args)[name]]:
+        raise UserError(f"{', '.join(given)}: for {other}, and {kind} was given. Leave it out.")
 
 
 def _publish(args: argparse.Namespace, raw: dict[str, Any]) -> None:
@@ -420,7 +446,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="encoder_ema.safetensors")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
-    sub.add_argument("--dims", type=int, default=16, metavar="D", help="its dimensions (default: 16)")
+    sub.add_argument("--dims", type=int, metavar="D", help="its dimensions (default: 16)")
 
     sub = stage("heads", _heads, "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
     sub.add_argument("protocol", choices=["attributes", "regression"])
@@ -546,16 +572,14 @@ def _parser() -> argparse.ArgumentParser:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--encoder", metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
     source.add_argument("--features", type=Path, metavar="NPZ", help="features of your own in place of an encoder's")
-    sub.add_argument("--metric", choices=["accuracy", "mean_per_class"], default="accuracy", help="of --features")
+    sub.add_argument("--metric", choices=["accuracy", "mean_per_class"], help="of --features (default: accuracy)")
     sub.add_argument("--weights", metavar="FILE_OR_NAME", help="state dict, or torchvision's name of the weights")
     sub.add_argument(
         "--data", nargs="+", default=[], metavar="NAME_OR_PATH", help="data sets, or images of your own, for an encoder"
     )
     sub.add_argument("--image-size", type=int, metavar="PIXELS", help="default: an own encoder's, else 224 (cifar: 32)")
     sub.add_argument("--part", metavar="WORDS", help="what stands before the names, where weights are there twice")
-    sub.add_argument(
-        "--stem", choices=["imagenet", "cifar"], default="imagenet", help="of a ResNet (default: imagenet)"
-    )
+    sub.add_argument("--stem", choices=["imagenet", "cifar"], help="of a ResNet (default: imagenet)")
     for which, text in (("mean", "subtracted from images in [0, 1]"), ("std", "that they are divided by")):
         sub.add_argument(
             f"--{which}", type=float, nargs=3, metavar=tuple("RGB"), help=f"{text} (default: as published)"

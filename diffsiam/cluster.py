@@ -28,9 +28,15 @@ def check(
     Raises:
         SystemExit: with status 2, after the message, when SLURM is not here, does not answer or refuses a job.
     """
-    if _NOT_SUBMITTING.intersection(sys.argv):
-        return
     try:
+        for name, value, least in (("gpus", gpus, 0), ("nodes", nodes, 1), ("training_minutes", minutes, 1)):
+            if type(value) is not int or value < least:
+                raise UserError(
+                    f"profiles/slurm/config.yaml: {name}: met {value!r}. Needed is a whole number, at least {least}, "
+                    "without quotes and colons."
+                )
+        if _NOT_SUBMITTING.intersection(sys.argv):
+            return
         if shutil.which("sbatch") is None:
             raise UserError(
                 "profiles/slurm: there is no sbatch on this machine. Run the same command on the cluster's login node, "

@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
-from diffsiam import checks, schema
+from diffsiam import checks, schema, sections
 from diffsiam.errors import UserError
 
 
@@ -362,6 +364,11 @@ VARIABLE = "DIFFSIAM_PARAMS"
 T = TypeVar("T")
 
 
+def place(path: str) -> Path:
+    """What a path of params.yaml stands for; the home of a user whom nobody knows is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
 def read(*sources: str) -> dict[str, Any]:
     """Merge parameter sources, later ones over earlier ones, and check what is there.
 
@@ -384,12 +391,12 @@ def check(raw: dict[str, Any], *, complete: bool = True) -> None:
     finds in the whole."""
     schema.check(raw, complete=complete)
     if complete:
-        lines = [line for name in SECTIONS for line in checks.section(name, raw[name])]
+        lines = [line for name in SECTIONS for line in sections.section(name, raw[name])]
         for dataset in raw["overrides"]:
-            own = (line for name in SECTIONS for line in checks.section(name, of(raw, dataset)[name]))
+            own = (line for name in SECTIONS for line in sections.section(name, of(raw, dataset)[name]))
             lines += [f"overrides.{dataset}: {line}" for line in own if line not in lines]
         for method, dataset in itertools.product(raw["by_method"], (raw["pretrain"], *raw["overrides"])):
-            mine = checks.section("representation", of(raw, dataset, method)["representation"])
+            mine = sections.section("representation", of(raw, dataset, method)["representation"])
             lines += [f"by_method.{method}: {line}" for line in mine if line not in lines]
         lines += checks.experiment(raw, functools.partial(of, raw))
         if lines:
@@ -408,7 +415,7 @@ def section(raw: dict[str, Any], cls: type[T]) -> T:
     `UserError`."""
     name = next(k for k, v in SECTIONS.items() if v is cls)
     built = _build(cls, raw.get(name, {}), name)
-    if lines := checks.section(name, raw[name]):
+    if lines := sections.section(name, raw[name]):
         raise UserError("\n".join(lines))
     return built
 

@@ -127,8 +127,8 @@ def _whole(out: Path) -> Iterator[Path]:
         staging = out.with_name(f".{out.name}.{os.getpid()}")
         staging.mkdir(parents=True)
     try:
-        yield staging
         with runtime.writing(out):
+            yield staging
             staging.replace(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffsiam.errors import UserError
+from diffsiam.errors import Facts, UserError
 from diffsiam.params import Runtime
 
 if TYPE_CHECKING:
@@ -184,10 +184,11 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ reading
-def missing(path: Path | str) -> UserError:
-    """That a file is not there, and how to get it."""
-    command = _made(path)
-    hint = f"Ask Snakemake for it: `{command}`" if command else "Name one that is there, or make it first"
+def missing(path: Path | str, error: OSError | None = None) -> UserError:
+    """That a file is not there, and how to get it; or, where ``error`` says so, that it is none that can be read."""
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return UserError(f"{path}: not to be read ({error.strerror}). Name a file that this user may read.")
+    hint = f"Ask Snakemake for it: `{made}`" if (made := _made(path)) else "Name one that is there, or make it first"
     return UserError(f"{path}: no such file. {hint}.")
 
 
@@ -212,9 +213,9 @@ def _made(path: Path | str) -> str | None:
 def read_json(path: Path | str) -> Any:
     """Read JSON; a missing or damaged file is a `UserError`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise missing(path) from None
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_hook=lambda found: Facts(found, path))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        raise missing(path, e) from None
     except (OSError, ValueError, RecursionError) as e:
         raise damaged(path, f"not valid JSON ({e})") from None
 
@@ -225,8 +226,8 @@ def read_csv(path: Path | str) -> pd.DataFrame:
 
     try:
         return pd.read_csv(path)
-    except FileNotFoundError:
-        raise missing(path) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        raise missing(path, e) from None
     except (OSError, ValueError) as e:  # pandas' own are ValueErrors
         raise damaged(path, f"not a readable table ({' '.join(str(e).split())})") from None
 
@@ -236,8 +237,8 @@ def read_array(path: Path | str) -> NDArray[Any]:
     `UserError`."""
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:
-        raise missing(path) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        raise missing(path, e) from None
     except Exception as e:  # a header that is damaged in the right place raises anything
         raise damaged(path, f"not a complete .npy file of plain numbers ({_cause(e)})") from None
 
@@ -247,8 +248,8 @@ def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except FileNotFoundError:
-        raise missing(path) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        raise missing(path, e) from None
     except Exception as e:  # as above, and whatever the zip's reader raises
         raise damaged(path, f"not a complete .npz file of plain arrays ({_cause(e)})") from None
 
@@ -285,8 +286,8 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 
     try:
         state = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise missing(path) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
+        raise missing(path, e) from None
     except (safetensors.SafetensorError, OSError) as e:
         raise damaged(path, f"not a complete safetensors file ({e})") from None
     check_finite(state, path)
@@ -312,14 +313,13 @@ def provenance() -> dict[str, Any]:
     """Versions, machine, commit and date, for the config.json beside a result."""
     import torch
 
-    packages = ("torch", "diffusers", "numpy", "scikit-learn", "snakemake", "dvc")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(Path(__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: _version(name) for name in packages},
+        "versions": {p: _version(p) for p in ("torch", "diffusers", "numpy", "scikit-learn", "snakemake", "dvc")},
     }
 
 

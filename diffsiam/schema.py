@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import math
+import shlex
 import sys
 import typing
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from diffsiam.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent
 WORKFLOW = next(path / "workflow" for path in (_PACKAGE, _PACKAGE.parent) if (path / "workflow" / "schemas").is_dir())
 SCHEMA = WORKFLOW / "schemas" / "params.schema.yaml"
+_LONGEST = 500  # of a value in a message
 PRESETS = {path.stem: path for path in sorted((WORKFLOW / "presets").glob("*.yaml"))}
 
 
@@ -136,10 +138,10 @@ def _text(path: str) -> str:
         end = e.start
     if end < 0:
         return text
-    line = data.count(b"\n", 0, end) + 1
+    line, met = data.count(b"\n", 0, end) + 1, "UTF-16" if b"\0" in data else "LATIN1"
     raise UserError(
-        f"{path}, line {line}: not UTF-8 text (byte 0x{data[end]:02x}). Save it as UTF-8: "
-        f"`iconv -f UTF-16 -t UTF-8 {path}` where an editor wrote UTF-16."
+        f"{path}, line {line}: not UTF-8 text (byte 0x{data[end]:02x}). Save it as UTF-8, such as by "
+        f"`iconv -f {met} -t UTF-8 {shlex.quote(path)} > utf-8.yaml`."
     )
 
 
@@ -202,7 +204,16 @@ def _explain(error: jsonschema.ValidationError) -> str:
     hint = f" {rule['hint']}" if "hint" in rule else ""
     if isinstance(error.instance, str) and error.validator == "type":
         hint = _text_for_number(error.instance)
-    return f"{key}: met {json.dumps(error.instance, default=str)}, allowed: {_allowed(rule)}.{hint}"
+    return f"{key}: met {_shown(error.instance)}, allowed: {_allowed(rule)}.{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON; the beginning of one that aliases make long, or endless."""
+    try:
+        text = json.dumps(value, default=str)
+    except ValueError:
+        return "what holds itself"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _text_for_number(text: str) -> str:

@@ -25,8 +25,10 @@ from torch import Tensor
 from diffsiam import runtime
 from diffsiam.errors import UserError
 
-INDEX = ".safetensors.index.json"  # how the name of a sharded model's index ends
-_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.safetensors")
+INDEX = ".index.json"  # how the name of a sharded model's index ends
+_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.safetensors|\.bin)")
+# Of self-supervised trainings, beside the network's own layers: what features do not pass through.
+_HEADS = re.compile(r"(projection_head|projector|prototypes|predictor|decoder_\w+|mask_token)(\.|$)")
 _STRANGERS = {  # how files begin that stand in the place of weights: what they are, what to do
     b"<": ("a web page", "The address has moved or asks to sign in: fetch the weights themselves."),
     b"version https://git-lfs": ("Git LFS's pointer to the weights", "Run `git lfs pull` where it lies, or fetch it."),
@@ -59,13 +61,13 @@ def read(path: Path, title: str) -> dict[str, Tensor]:
     """Every tensor in a file; names within names are joined by dots: ``state_dict.backbone.conv1.weight``.
 
     Args:
-        path: safetensors, the index of a sharded model (``*.safetensors.index.json``), or a file of torch.save's.
+        path: safetensors, a file of torch.save's, or the index of a model in shards of either (``*.index.json``).
         title: what it is called in messages.
     Raises:
         UserError: it is missing, damaged, not of these formats, holds code, or holds no tensor.
     """
     if shard := _SHARD.fullmatch(path.name):
-        raise UserError(f"{title}: one part of a model. Name its index, {shard[1]}{INDEX}, beside it.")
+        raise UserError(f"{title}: one part of a model. Name its index, {shard[1]}{shard[2]}{INDEX}, beside it.")
     content = load(path, title)
     try:
         found = dict(tensors(content))
@@ -73,7 +75,11 @@ def read(path: Path, title: str) -> dict[str, Tensor]:
         raise UserError(f"{title}: its names stand within one another without end. Get it again.") from None
     if not found:
         what = f": its keys are {', '.join(map(str, content))[:200]}" if isinstance(content, dict) else ""
-        raise UserError(f"{title}: holds no tensors{what or f', but a {type(content).__name__}'}. Name another file.")
+        arrays = isinstance(content, dict) and any(isinstance(value, _Inert) for value in content.values())
+        raise UserError(
+            f"{title}: holds no tensors{what or f', but a {type(content).__name__}'}. "
+            f"{'Make tensors of its arrays, `torch.from_numpy`, or name' if arrays else 'Name'} another file."
+        )
     return found
 
 
@@ -147,6 +153,8 @@ def _load_torch(path: Path, title: str) -> Any:
     except pickle.UnpicklingError as e:
         reason = re.search(r"GLOBAL (\S+)|reduce for \w+ function (.+)|but got <class '(.+)'>", str(e))
         what = next((group for group in reason.groups() if group), "") if reason else ""
+        if _Inert.__name__ in what:  # one of these is filled as it is made, which it is not here
+            what = ", ".join(names)
         if what:
             raise UserError(
                 f"{title}: holds objects that only their own code can read ({what[:80]}), and code of a file is never "
@@ -164,7 +172,7 @@ def _load_torch(path: Path, title: str) -> Any:
 
 
 def tensors(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor within nested mappings and whole modules, by dotted name."""
+    """Every tensor within nested mappings, lists and whole modules, by dotted name."""
     if isinstance(value, Tensor):
         yield prefix.removesuffix("."), value.detach()
     elif isinstance(value, _Inert):
@@ -175,8 +183,8 @@ def tensors(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             if isinstance(inner, Mapping):
                 left = saved_not if isinstance(saved_not, set) else ()
                 yield from tensors({key: x for key, x in inner.items() if key not in left}, prefix)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
+    elif isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from tensors(inner, f"{prefix}{key}.")
 
 
@@ -224,13 +232,32 @@ def part(state: Mapping[str, Tensor], network: Network, title: str, under: str |
     prefix = fitting[0] if fitting else max(prefixes, key=lambda p: sum(p + name in state for name in needed))
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     spare = tuple(f"{module}." for module in network.spare)
-    own = {name: tensor for name, tensor in inside.items() if not f"{name}.".startswith(spare)}
+    own = {
+        name: tensor
+        for name, tensor in inside.items()
+        if name in network.shapes or not (f"{name}.".startswith(spare) or _HEADS.match(name))
+    }
     check_shapes(own, network, title)
+    _check_numbers(own, title)
     runtime.check_finite(own, title)
-    if prefix:
-        others = len(state) - len(inside)
+    others = len(state) - len(own)
+    if prefix or any(_HEADS.match(name) for name in inside.keys() - own.keys()):
         print(f"{title}: {len(own)} tensors taken from {prefix}*, {others} of other names left out.", file=sys.stderr)
     return own
+
+
+def _check_numbers(state: Mapping[str, Tensor], title: str) -> None:
+    """Refuse tensors whose numbers are not the weights themselves: what a quantised network multiplies, say."""
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+        if not plain or tensor.is_complex() or tensor.dtype in (torch.int8, torch.uint8):
+            kind = (
+                "without numbers (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+            )
+            raise UserError(
+                f"{title}: {name} is {kind}, and a network computes with dense weights of floating point. Where it was "
+                "made, save the weights from before that was done to them."
+            )
 
 
 def check_shapes(state: Mapping[str, Tensor], network: Network, title: str) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from diffsiam import checks, params
+from diffsiam import checks, params, sections
 from diffsiam.data import sources
-from diffsiam.diffusion import schedule
+from diffsiam.diffusion import frozen, schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation import fewshot
 from diffsiam.models import segments
@@ -97,6 +97,23 @@ CONTRADICTIONS: list[tuple[dict[str, Any], list[str]]] = [
         {"overrides": overridden(representation={"segments": 4, "codes": {"count": 4, "dim": 2}})},
         ["overrides.CelebA: representation.codes", "embedding, reconstruction, weight"],
     ),
+    (
+        {"representation__optimizer": SHIPPED["representation"]["optimizer"] | {"warmup": 100}},
+        ["representation.optimizer.warmup: met 100 with 100", "Choose fewer"],
+    ),
+    (
+        {"search__grid": [tried("decoder_optimizer.warmup", 200, "pdae")]},
+        ["search.grid: pdae, decoder_optimizer.warmup=200: representation.decoder_optimizer.warmup: met 200"],
+    ),
+    ({"sheets__points": 90}, ["sheets.perplexity: met 30 with 90 points", "less than 30"]),
+    ({"sheets__perplexity": 300.0}, ["sheets.perplexity: met 300, but sprites has 900", "below 300"]),
+    ({"sheets__neighbours": 900}, ["sheets.neighbours: met 900, but sprites has 900 test images"]),
+    ({"runtime__graph": True, "runtime__device": "cpu"}, ["runtime.graph: met true with device cpu"]),
+    (
+        {"methods": ["frozen_dm"], "frozen_dm__block": 5, "frozen_dm__level": 50},
+        ["frozen_dm.block: met 5, but", "has 4 blocks", "1 to 4"],
+    ),
+    ({"methods": ["frozen_dm"], "pretrain": "FFHQ"}, ["frozen_dm.block: met null, but FFHQ has neither classes"]),
     ({"linear__penalty_min": 10.0, "linear__penalty_max": 0.1}, ["linear.penalty_min: 10 is above", "0.1"]),
     ({"diffusion__unet__norm_groups": 7}, ["diffusion.unet.norm_groups: 7", "width 32", "divisor"]),
     ({"diffusion__unet__channels": [32] * 5}, ["diffusion.unet.channels", "sprites", "16x16", "at most 4 widths"]),
@@ -194,6 +211,12 @@ def test_a_contradiction_is_one_line_with_its_key_the_value_met_and_those_allowe
         {"representation__views__crop_scale": [0.5, 0.5]},
         {"representation__views__crop_scale": None},
         {"representation__diti": {"stages": [500, 1000], "dims_per_stage": [100, 156]}},
+        {"representation__optimizer": SHIPPED["representation"]["optimizer"] | {"warmup": 99}},
+        {"sheets__points": 91},
+        {"sheets__perplexity": 299.0},
+        {"methods": ["frozen_dm"], "frozen_dm__block": 4, "frozen_dm__level": 50},
+        {"methods": ["frozen_dm"], "frozen_dm__block": 1, "frozen_dm__level": 50, "pretrain": "FFHQ"},
+        {"methods": ["frozen_dm"], "pretrain": "CelebA"},
         {"linear__penalty_min": 0.1, "linear__penalty_max": 0.1},
         {"diffusion__unet__channels": [8] * 4},
         {"fewshot__ways": 6},
@@ -235,7 +258,7 @@ def test_a_command_without_snakemake_refuses_what_its_own_section_contradicts() 
 
 # ------------------------------------------------------------------------- the same measure as the stages' own
 def test_the_number_of_steps_is_the_schedules() -> None:
-    assert checks.TIMESTEPS == schedule.TIMESTEPS
+    assert sections.TIMESTEPS == schedule.TIMESTEPS
 
 
 def test_a_unet_is_refused_exactly_where_none_can_be_made() -> None:
@@ -257,6 +280,21 @@ def test_a_unet_is_refused_exactly_where_none_can_be_made() -> None:
     assert met == {True, False}
 
 
+@pytest.mark.parametrize(("levels", "blocks", "attention"), [(1, 1, []), (2, 1, [4]), (3, 2, [8, 2])])
+def test_a_block_of_the_frozen_model_is_refused_beyond_the_last_that_there_is(
+    levels: int, blocks: int, attention: list[int]
+) -> None:
+    unet = DEMO["diffusion"]["unet"] | {"channels": [8] * levels, "layers_per_block": blocks}
+    unet |= {"attention_resolutions": attention}
+    with torch.device("meta"):
+        cfg = params.section({"diffusion": DEMO["diffusion"] | {"unet": unet}}, params.Diffusion).unet
+        count = len(frozen.layers(DiffusionModel.create(cfg, 8).unet))
+    named = {"methods": ["frozen_dm"], "data__image_size": 8, "diffusion__unet": unet, "frozen_dm__level": 1}
+    params.check(demo(**named, frozen_dm__block=count))
+    with pytest.raises(UserError, match=rf"frozen_dm.block: met {count + 1}, .* has {count} blocks"):
+        params.check(demo(**named, frozen_dm__block=count + 1))
+
+
 def test_stages_are_refused_exactly_where_segments_cannot_follow_them() -> None:
     rng, met = np.random.default_rng(0), []
     for _ in range(300):
@@ -264,7 +302,7 @@ def test_stages_are_refused_exactly_where_segments_cannot_follow_them() -> None:
         stages = sorted({*rng.integers(1, 1000, count - 1).tolist(), 1000}) if rng.random() < 0.9 else [1000, 500]
         dims = rng.multinomial(32 if rng.random() < 0.8 else 31, [1 / count] * count).tolist()
         cfg = DEMO["representation"] | {"encoder_width": 4, "segments": 8}
-        lines = checks.section("representation", cfg | {"diti": {"stages": stages, "dims_per_stage": dims}})
+        lines = sections.section("representation", cfg | {"diti": {"stages": stages, "dims_per_stage": dims}})
         try:
             segments.staged_edges(32, 8, 1000, tuple(stages), tuple(dims))
             fits = True

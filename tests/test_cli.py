@@ -44,6 +44,52 @@ def test_any_other_error_of_pytorch_keeps_its_traceback(monkeypatch: pytest.Monk
         fails_with(RuntimeError("a bug"), monkeypatch)
 
 
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+
+
+def test_what_this_user_may_not_look_into_is_one_message_that_names_it(tmp_path: Path) -> None:
+    """Python's own questions whether a file is there end in an error then."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    evaluate = ["evaluate", "--params", "demo", "--data", "digits", "--encoder"]
+    out = ["--out", str(tmp_path / "out")]
+    commands = {
+        f"{closed}/o: Permission denied. Name another": ["data", "digits", "--params", "demo", "--out", f"{closed}/o"],
+        f"{closed}/w.pth: Permission denied. Name": [*evaluate, "torchvision:resnet18", "--weights", f"{closed}/w.pth"],
+        f"{closed}/config.json: not to be read (Permission denied). Name a file": [
+            *evaluate,
+            f"{closed}/encoder.safetensors",
+        ],
+        f"{closed}/f.npz: not to be read (Permission denied). Name a file": [
+            "evaluate",
+            "--params",
+            "demo",
+            "--features",
+            f"{closed}/f.npz",
+        ],
+        f"{closed}/d/training.json: Permission denied.": ["publish", f"{closed}/d"],
+        "File name too long. Name another": ["data", "digits", "--params", "demo", "--out", 300 * "x"],
+    }
+    calls = [[*command, *out] if "--out" not in command else command for command in commands.values()]
+    code = f"from diffsiam import cli\nfor c in {calls!r}: print(cli.main(c), end='')"
+    closed.chmod(0)
+    try:
+        done = subprocess.run(
+            [*UNPRIVILEGED, sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        )
+    finally:
+        closed.chmod(0o700)
+    assert done.stdout == len(commands) * "2"
+    for line, said in zip(done.stderr.splitlines(), commands, strict=True):
+        assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_other_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        fails_with(OSError(5, "Input/output error", "x"), monkeypatch)
+
+
 @pytest.mark.parametrize("command", ["features --encoder e --data d", "summary --linear l --fewshot f --reference r"])
 def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -89,6 +135,12 @@ def test_threads_that_wait_give_their_core_away_unless_the_user_says_otherwise(
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     assert cli.main(COMMAND) == 0
     assert seen == [expected]
+
+
+def test_dimensions_of_an_attribute_that_is_not_named_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--encoder", "e.safetensors", "--data", "d", "--out", "o"]
+    assert cli.main(["probmask", *files, "--dims", "8", "--params", "demo"]) == 2
+    assert "--dims: those of --attribute. Name one" in capsys.readouterr().err
 
 
 def test_the_command_line_is_read_before_a_library_brings_openmp_along() -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "diffsiam"
 ORDER = [  # a module imports from its own layer and from those above it in this list
     {"errors"},
     {"schema", "data.sources", "training.methods"},  # the tables, against which parameters are checked
-    {"search"},
+    {"search", "sections"},
     {"checks"},
     {"params", "digest"},
     {"runtime", "graph"},

@@ -309,6 +309,12 @@ def test_sources_are_merged_and_later_ones_win(raw: dict[str, Any], tmp_path: Pa
     assert params.section(merged, params.FewShot).episodes == 9
 
 
+def test_a_place_is_at_home_and_an_unknown_users_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert params.place("~/birds") == Path("/home/ada/birds")
+    assert params.place("~nobody-of-that-name/birds") == Path("~nobody-of-that-name/birds")
+
+
 def test_select_keeps_the_named_leaves_and_nothing_else(raw: dict[str, Any]) -> None:
     got = params.select(raw, ("fewshot", "runtime.threads"))
     assert got == {"fewshot": raw["fewshot"], "runtime": {"threads": raw["runtime"]["threads"]}}

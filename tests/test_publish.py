@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -183,6 +184,18 @@ def test_a_published_diffusion_model_is_a_pipeline_for_diffusers(trained: Path, 
     assert pipeline.scheduler.config.beta_end == 0.02
     ours, theirs = diffsiam.load_diffusion(tmp_path / "out").state_dict(), pipeline.unet.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(publish.shutil, "copyfile", full)
+    assert cli.main(["publish", str(trained), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'}: cannot be written ([Errno 28] No space left" in capsys.readouterr().err
+    assert list(tmp_path.glob("*out*")) == []
 
 
 def test_nothing_is_uploaded_unless_asked_to(trained: Path, tmp_path: Path, hub: Hub) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import hashlib
 import json
@@ -356,6 +357,8 @@ def test_what_cannot_be_read_is_one_message_that_names_it(name: str, damage: str
         READERS[name](path)
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"{path}: no such file. Name one" if damage == "missing" else f"{path}: not ")
+    if damage == "a folder" and name != "x.safetensors":  # whose reader calls it no such device
+        assert line.endswith("(Is a directory). Name a file that this user may read.")
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.npy", "x.npz", "x.safetensors"])
@@ -374,6 +377,16 @@ def test_a_file_with_wrong_bytes_is_read_or_is_one_message(name: str, tmp_path: 
             met.append(str(e).startswith(f"{path}: not "))
     assert len(met) > 20
     assert all(met)
+
+
+def test_a_key_that_a_json_file_lacks_is_one_message_that_names_both(tmp_path: Path) -> None:
+    runtime.write_json(tmp_path / "x.json", {"a": [{"b": 1}], "c": None})
+    found = runtime.read_json(tmp_path / "x.json")
+    assert (found["a"][0]["b"], found["c"], found.get("d"), "d" in found) == (1, None, None, False)
+    assert json.dumps(copy.deepcopy(found)) == '{"a": [{"b": 1}], "c": null}'
+    for lacks in (found, found["a"][0]):
+        with pytest.raises(UserError, match=r"x\.json: has no 'd', so it is another file than is needed here"):
+            lacks["d"]
 
 
 def test_no_object_is_unpickled(tmp_path: Path) -> None:

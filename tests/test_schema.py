@@ -226,6 +226,7 @@ def test_damaged_files_are_read_or_are_one_error_that_names_the_file(tmp_path: P
         (b"a: 1\n\tb: 2\n", ["line 2", "not YAML", "tab"]),
         (b"a: 1\n---\nb: 2\n", ["line 2", "not YAML", "but found another document"]),
         (b"a: 1\nb: caf\xe9\n", ["line 2: not UTF-8 text (byte 0xe9)"]),
+        (b"a: caf\xe9\n", ["iconv -f LATIN1 -t UTF-8"]),
         ("a: 1\n".encode("utf-16"), ["line 1: not UTF-8 text", "iconv -f UTF-16 -t UTF-8"]),
         ("a: 1\n".encode("utf-16-be"), ["line 1: not UTF-8 text (byte 0x00)"]),
         (b"a: 2024-13-45\n", ["not YAML that can be read: month must be in 1..12"]),
@@ -252,6 +253,16 @@ def test_aliases_merges_and_a_byte_order_mark_are_read_as_yaml_has_them(tmp_path
     file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: [*a, *a]\n", encoding="utf-8-sig")
     one = {"x": 1, "y": 2}
     assert schema.parse(str(file)) == {"a": one, "b": {"x": 3, "y": 2}, "c": [one, one]}
+
+
+@pytest.mark.parametrize("text", ["seeds: &s [*s]\n", "\n".join(
+    ["methods: &a0 [x]", *(f"{key}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]" for i, key in enumerate("bcdef", 1)),
+     "seeds: *a5\n"])])  # fmt: skip
+def test_a_value_that_aliases_make_long_or_endless_is_one_short_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"seeds(\.0)?: met ") as error:
+        params.read(str(tmp_path / "params.yaml"))
+    assert max(map(len, str(error.value).splitlines())) < 1000
 
 
 def test_every_key_that_stands_twice_is_told_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -76,6 +77,9 @@ CHECKPOINTS: dict[str, tuple[Any, str]] = {  # what torch.save wrote: what stand
     "with its classifier": (prefixed("") | {"1.head.weight": torch.ones(3), "2.bias": torch.ones(3)}, ""),
     "with NumPy's numbers": ({"state_dict": prefixed(""), "best": np.float64(71.2), "all": np.ones(3)}, "state_dict."),
     "with settings of an own class": ({"model": prefixed(""), "settings": Settings()}, "model."),
+    "with the head of its training": (prefixed("module.") | {"module.projection_head.0.weight": torch.ones(3),
+                                                             "module.mask_token": torch.ones(3)}, "module."),
+    "in a tuple": ((7, prefixed("")), "1."),
     "a whole model": (network(), ""),
     "a whole model in DataParallel": (nn.DataParallel(network()), "module."),
 }  # fmt: skip
@@ -145,6 +149,24 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
         taken(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda weight: (100 * weight).to(torch.int8), "int8, strided"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "qint8, strided"),
+        (lambda weight: weight.to(torch.complex64), "complex64, strided"),
+        (lambda weight: weight.to_sparse(), "float32, sparse_coo"),
+        (lambda weight: weight.to("meta"), r"without numbers \(meta\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_the_weights_themselves_are_refused(tmp_path: Path, change: Any, kind: str) -> None:
+    state = prefixed("")
+    torch.save(state | {"0.weight": change(state["0.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w.pth: 0.weight is {kind}, .* save the weights from before that"):
+        taken(tmp_path / "w.pth")
+
+
 # ------------------------------------------------------------------------------------------- what is no weights
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("call", [(Path.touch, Path), (os.system, "touch {}".format)], ids=["pathlib", "os"])
@@ -174,6 +196,11 @@ STRANGERS: dict[str, tuple[bytes | Callable[[Path], object], str]] = {
     "a plain pickle": (pickle.dumps({"0.weight": np.ones(3)}, protocol=2), "code of a file is never run"),
     "TorchScript": (_torchscript, "a TorchScript archive"),
     "numbers": (lambda path: torch.save({"epoch": 3, "loss": 0.1}, path), "holds no tensors: its keys are epoch, loss"),
+    "a history": (
+        lambda path: torch.save({"w": prefixed(""), "losses": collections.deque([1])}, path),
+        "can read (collections.deque), and code",
+    ),
+    "NumPy's arrays": (lambda path: torch.save({"0.weight": np.ones(3)}, path), "Make tensors of its arrays"),
     "a list": (lambda path: torch.save([1, 2], path), "holds no tensors, but a list"),
 }
 
@@ -235,31 +262,32 @@ def test_damaged_files_are_a_message_or_tensors(form: str, tmp_path: Path) -> No
 
 
 # ------------------------------------------------------------------------------------------------------- shards
-@pytest.fixture
-def index(tmp_path: Path) -> Path:
+@pytest.fixture(params=["safetensors", "bin"])
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     parts: list[dict[str, torch.Tensor]] = [{}, {}]
     for i, (name, tensor) in enumerate(prefixed("").items()):
         parts[i % 2][name] = tensor
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = [f"model-0000{i}-of-00002.{request.param}" for i in (1, 2)]
     for name, part in zip(names, parts, strict=True):
-        safetensors.torch.save_file(part, tmp_path / name)
-    path = tmp_path / "model.safetensors.index.json"
+        (safetensors.torch.save_file if request.param == "safetensors" else torch.save)(part, tmp_path / name)
+    path = tmp_path / f"model.{request.param}.index.json"
     path.write_text(json.dumps({"weight_map": {k: n for n, part in zip(names, parts, strict=True) for k in part}}))
     return path
 
 
 def test_shards_give_the_whole_network(index: Path) -> None:
     assert_is_the_network(taken(index))
-    files = [index, *sorted(index.parent.glob("*.safetensors"))]
+    files = [index, *sorted(index.parent.glob("*-of-00002.*"))]
     assert weights.files(index, "") == files
     assert weights.sha256(index, "") == hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def test_one_shard_is_told_from_the_whole(index: Path) -> None:
-    with pytest.raises(UserError, match=r"one part of a model. Name its index, model.safetensors.index.json"):
-        weights.read(index.with_name("model-00001-of-00002.safetensors"), "w")
-    index.with_name("model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"it names model-00002-of-00002.safetensors, not found beside it"):
+    first, second = sorted(index.parent.glob("*-of-00002.*"))
+    with pytest.raises(UserError, match=rf"one part of a model. Name its index, {index.name}"):
+        weights.read(first, "w")
+    second.unlink()
+    with pytest.raises(UserError, match=rf"it names {second.name}, not found beside it"):
         weights.read(index, "w")
 
 

@@ -17,8 +17,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffsiam import runtime
-from diffsiam.data import own, places
+from diffsiam import params, runtime
+from diffsiam.data import places
 from diffsiam.data.sources import Archive, DataSet
 from diffsiam.errors import UserError
 
@@ -61,7 +61,7 @@ def absent(row: DataSet, root: Path) -> str | None:
     """A line on what a data set lacks: what will be fetched from where, or has to be placed; None where it is there, or
     its job will say what is wrong."""
     if row.own is not None:
-        path = own.place(row.own.path)
+        path = params.place(row.own.path)
         return None if os.path.exists(path) else f"{row.name}: {path}, which datasets.{row.name}.path names"
     try:
         if places.locate(row, root).kind != "absent":

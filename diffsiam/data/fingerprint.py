@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from diffsiam import runtime
+from diffsiam import params, runtime
 from diffsiam.data import own, places
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
@@ -37,9 +37,19 @@ def of(row: DataSet, root: Path) -> str | None:
     """The fingerprint of what is there of a data set: one's own by its entry of `datasets`, others under ``root``."""
     if row.own is None:
         return take(parts(row, root), root)
-    place, table = own.place(row.own.path), own.place(row.own.attributes or "")
+    place, table = params.place(row.own.path), params.place(row.own.attributes or "")
     images = take(own.parts(row.own), place)
     return f"{images} {take([table], table)}" if images and row.own.attributes else images
+
+
+def model(place: Path) -> str | None:
+    """The fingerprint of a diffusion model's files: of a folder, or of a file of weights what is read with it too, its
+    shards, config and noise schedule."""
+    beside = [place.with_name("scheduler")]
+    if os.path.isfile(place):
+        beside += [place.with_name(name) for name in ("config.json", "config.yml", "scheduler_config.json")]
+        beside += [place.parent.with_name("scheduler"), *place.parent.glob(f"{place.name.partition('.')[0]}-*-of-*")]
+    return take([place, *beside], place.parent)
 
 
 def take(paths: Iterable[Path], folder: Path) -> str | None:
@@ -65,11 +75,11 @@ def _files(part: Path) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in walked
+            if not places.hidden(name) and os.path.realpath(os.path.join(folder, name)) not in walked
         ]
         for name in files:
             path = Path(folder, name)
-            if not name.startswith(".") and name not in _LOCKS and os.path.isfile(path):
+            if not places.hidden(name) and name not in _LOCKS and os.path.isfile(path):
                 yield path
 
 

@@ -34,7 +34,7 @@ WORKERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Py
 _FOREIGN = frozenset((".avif", ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"))
 _LFS = b"version https://git-lfs.github.com/"
 _PAGE = (b"<!doctype html", b"<html")
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags, and a value
 _SHOWN = 5  # of names and of causes in a message
 
 T = TypeVar("T")
@@ -145,8 +145,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         BrokenImage: 32-bit integers or floats, of which no file says what is white.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # I: of 16 bits there
-        bits = image.tag_v2[_BITS_PER_SAMPLE][0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
-        scaled = np.rint(np.asarray(image) * np.float32(255 / (2**bits - 1)))
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        scaled = np.rint(np.asarray(image) * np.float32(255 / (2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1)))
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # of which Pillow turns 8 bits alone
+            scaled = 255 - scaled
         image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise BrokenImage(f"of mode {image.mode}, whose white is not known (save as 8 or 16 bits, unsigned)")

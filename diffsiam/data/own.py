@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from diffsiam.data.images import decode
 from diffsiam.data.readers import SPLITS, Files, Source, composed, shown
 from diffsiam.data.sources import DATASETS, DataSet, Entries, Own, table
 from diffsiam.errors import UserError
+from diffsiam.params import place
 
 TEST_SHARE = 0.2  # of every class, where there is no test split
 UNLABELLED = "image"  # the class of all images where there are none
@@ -59,11 +61,6 @@ def read(name: str, own: Own, split_seed: int) -> Source:
     readers.check_classes(path, found)
     source = readers.build(found, load, origin)
     return unlabelled.with_attributes(source, place(own.attributes)) if own.attributes else source
-
-
-def place(path: str) -> Path:
-    """Where an entry points to."""
-    return Path(os.path.expanduser(path))  # which leaves an unknown user as he is
 
 
 def parts(own: Own) -> list[Path]:
@@ -173,7 +170,28 @@ def _sorted(name: str, path: Path, files: Files, layout: str | None) -> Found:
         )
     if layout == "flat" or loose:
         return {part: {UNLABELLED: sorted(i for i in images if i.startswith(top))} for top, part in tops.items()}
+    if layout is None and not split:
+        _refuse_nested(name, path, images)
     return {part: readers.by_class(files.names, images.__contains__, top) for top, part in tops.items()}
+
+
+def _refuse_nested(name: str, path: Path, images: Iterable[str]) -> None:
+    """A `UserError` where what would be classes may be folders above them: splits of another name (``Train/``,
+    ``fold1/``), which hold the same folders, or one folder of everything beside a README."""
+    below: dict[str, set[str]] = {}
+    for image in images:
+        top, *folders, _ = image.split("/")
+        below.setdefault(top, set()).update(folders[:1])
+    times = Counter(folder for folders in below.values() for folder in folders)
+    often = {folder for folder, count in times.items() if count > 1 or len(below) == 1}
+    if len(often) < 2:
+        return
+    above = [top for top, folders in below.items() if not often.isdisjoint(folders)]
+    raise UserError(
+        f"{path}: which are the classes: {shown(above)}, or {shown(sorted(often))} in {'each' if above[1:] else 'it'}? "
+        f"Splits are called {', '.join(SPLITS)}: rename them; where the classes lie in one folder, name that one as "
+        f"path. If {shown(above)} are, set datasets.{name}.layout to classes; if there are none, to flat."
+    )
 
 
 def _drawn(path: Path, train: Mapping[str, Sequence[str]], split_seed: int) -> Found:

@@ -14,6 +14,8 @@ from typing import Literal
 from diffsiam.data.sources import DataSet
 from diffsiam.errors import UserError
 
+# What systems put into folders: thumbnails, forks of files, what was deleted.
+_SYSTEMS = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 _PACKED = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
 
 
@@ -80,6 +82,11 @@ def _grid(row: DataSet, root: Path, meant: list[Path]) -> Place:
     return Place("torchvision", parts) if all(archive.present(root) for archive in row.archives) else Place("absent")
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name is none of the user's."""
+    return name.startswith(".") or name in _SYSTEMS
+
+
 def walk(top: Path) -> Iterator[str]:
     """All that lies below a folder, sorted, as paths relative to it with ``/`` between names; those of folders end
     with one. Links are followed; hidden names, and what is neither file nor folder, are left out.
@@ -97,7 +104,7 @@ def _walk(top: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterato
         if here in above:
             raise UserError(f"{top}: a link to a folder that it lies in. Remove it.")
         with os.scandir(top) as entries:
-            ordered = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+            ordered = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda e: e.name)
         for entry in ordered:
             if entry.is_dir():
                 yield f"{prefix}{entry.name}/"
@@ -114,7 +121,7 @@ def _walk(top: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterato
 def _names(folder: Path) -> list[str]:
     """Visible names in a folder, as they are written: a disk may take ``dtd`` for ``DTD``. None where it is missing."""
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        return sorted(name for name in os.listdir(folder) if not hidden(name))
     except FileNotFoundError:
         return []
     except OSError as e:

@@ -68,7 +68,7 @@ def run(
             space. What an earlier run left in ``out`` is then untouched.
     """
     row = sources.get(dataset, entries)
-    source = find(row, Path(cfg.root).expanduser(), cfg)
+    source = find(row, params.place(cfg.root), cfg)
     if attributes is not None:
         source = unlabelled.with_attributes(source, attributes)
     try:

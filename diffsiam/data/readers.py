@@ -161,7 +161,7 @@ def packed(path: Path, top: str = "") -> Files:
     folders: set[str] = set()
     for member, parts in _members(path):
         inner = parts[1:] if parts[:1] == (top,) else parts
-        if not inner or any(part.startswith(".") for part in inner):
+        if not inner or any(map(places.hidden, inner)):
             continue
         if member.isdir():
             folders.add("/".join(inner) + "/")
@@ -242,8 +242,9 @@ def by_class(members: Iterable[str], accept: Callable[[str], bool], top: str = "
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC)."""
-    return unicodedata.normalize("NFC", name)
+    """A name in Unicode's composed form (NFC); bytes of a disk that are no UTF-8 as they are written: ``caf\\xe9``."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", text)
 
 
 def _source(name: str, where: Path, files: Files, origin: Mapping[str, Any]) -> Source:

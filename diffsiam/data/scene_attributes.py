@@ -44,7 +44,7 @@ def run(dataset: str, names: Sequence[str], cfg: params.Data, rt: params.Runtime
     Raises:
         UserError: neither is there; a file of the predictor is not what it should be; an attribute it does not know.
     """
-    root = Path(cfg.root).expanduser()
+    root = params.place(cfg.root)
     own, folder = root / f"{dataset}_attributes.csv", root / "places365"
     if own.is_file():
         with runtime.atomic(out) as temporary:

@@ -172,4 +172,4 @@ def with_attributes(source: Source, table: Path) -> Source:
             raise UserError(f"{table}: no row for {len(missing)} of {len(split)} {part} images, such as {missing[0]}.")
         present = values[[rows[composed(name)] for name in split.names]] > 0
         splits[part] = Split(split.names, split.labels, split.load, present.astype(np.uint8))
-    return Source(source.classes, splits, source.origin, list(frame.columns))
+    return Source(source.classes, splits, source.origin, [composed(str(name)) for name in frame.columns])

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffsiam import runtime, weights
+from diffsiam import params, runtime, weights
 from diffsiam.diffusion import formats, schedule
 from diffsiam.diffusion.formats import File
 from diffsiam.errors import UserError
@@ -40,7 +40,10 @@ REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"  # of Hugging Face
 COMMIT = r"(?:@(\w[\w.-]*))?"  # behind it
 _WHERE = "diffusion.fetch.location"
 _FILES = {  # format -> config, weights (the first that is there)
-    "diffusers": (CONFIG, (WEIGHTS, f"diffusion_pytorch_model{weights.INDEX}", "diffusion_pytorch_model.bin")),
+    "diffusers": (
+        CONFIG,
+        (WEIGHTS, f"diffusion_pytorch_model.safetensors{weights.INDEX}", "diffusion_pytorch_model.bin"),
+    ),
     "guided": ("config.yml", ("checkpoint.pt",)),
 }
 _SIZES = {"google/ddpm-cifar10-32": " (143 MB)"}  # for the message without a network
@@ -127,9 +130,17 @@ def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def _split(location: str) -> urllib.parse.SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urllib.parse.urlsplit(location)
+    except ValueError:  # a bracket, say
+        return urllib.parse.SplitResult("", "", location, "", "")
+
+
 def _without_secrets(location: str) -> str:
     """An address without the password and the query that it may carry; anything else as it is."""
-    parts = urllib.parse.urlsplit(location)
+    parts = _split(location)
     if not parts.scheme:
         return location
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -137,14 +148,15 @@ def _without_secrets(location: str) -> str:
 
 def _locate(cfg: Fetch, cache: Path) -> _Source:
     config, weights = _FILES[cfg.format]
-    path = Path(cfg.location).expanduser()
+    path = params.place(cfg.location)
     if not (path / config).is_file() and (path / "unet" / config).is_file():  # a whole pipeline of diffusers
         path = path / "unet"
     if path.is_file():
         return _Source(path.parent, config, (path.name,))
     if path.is_dir():
         return _Source(path, config, weights)
-    parts = urllib.parse.urlsplit(cfg.location)
+    _refuse_page(cfg.location)
+    parts = _split(cfg.location)
     head, _, name = parts.path.rpartition("/")
     if parts.scheme in ("http", "https") and parts.hostname and name:
         # of the whole address: two models of one host may differ in the query alone
@@ -161,6 +173,14 @@ def _locate(cfg: Fetch, cache: Path) -> _Source:
         f"{_WHERE}: {_without_secrets(cfg.location)}: no such file or folder, and neither the http(s) address of a "
         "weights file nor a Hugging Face repository (owner/name, owner/name@commit). Name one of these."
     )
+
+
+def _refuse_page(location: str) -> None:
+    """A `UserError` for the address of a page of the Hub, as a browser has it."""
+    page = re.fullmatch(rf"{re.escape(_endpoint())}/({REPOSITORY})(/tree/.*|/blob/.*|/)?", location)
+    if page and not page[1].endswith((".safetensors", ".bin", ".pt", ".json")):
+        blob = _without_secrets(location).replace("/blob/", "/resolve/") if "/blob/" in location else page[1]
+        raise UserError(f"{_WHERE}: {_without_secrets(location)}: a page of the Hub, not a file. Give {blob}.")
 
 
 def _missing(source: _Source, names: Iterable[str]) -> UserError:

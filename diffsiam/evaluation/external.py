@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ HALF = (0.5, 0.5, 0.5)  # mean and deviation that take pixels in [0, 1] to [-1, 
 SIDE, CIFAR_SIDE = 224, 32  # pixels, the sizes that published encoders and those with CIFAR's stem are trained at
 SIDES = range(8, 1025)
 STEMS = ("imagenet", "cifar")
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 # Networks with auxiliary classifiers, and how to build them without and unfilled.
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -152,7 +155,7 @@ def _torchvision(name: str, label: str | None, options: Options) -> External:
         hub.check_plain(path)
         model = models.get_model(name, weights=like)
         _without_classifier(name, model)
-    elif not path.is_file():
+    elif not path.exists():
         raise UserError(f"--weights {label}: no such file, and {name} has {', '.join(published)}.")
     else:
         digest = weights.sha256(path, label)
@@ -256,7 +259,9 @@ def _fill(model: nn.Module, path: Path, name: str, spare: tuple[str, ...], remed
     state = model.state_dict()  # it carries its modules' versions beside its tensors, which a file may lack
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     network = weights.Network(name, shapes, remedy, "Choose one with --part.", spare)
-    state.update(weights.part(weights.read(path, str(path)), network, str(path), options.part))
+    # torchvision's published DenseNets have the names of its first version.
+    found = {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in weights.read(path, str(path)).items()}
+    state.update(weights.part(found, network, str(path), options.part))
     model.load_state_dict(state)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from diffsiam import runtime
 
+_LARGEST = 1e16
 METRICS = ("accuracy", "mean_per_class")
 KEYS = ("train", "train_labels", "test", "test_labels")
 MIRRORED = "train_mirrored"  # is there only where it was asked for
@@ -154,4 +155,8 @@ def _problem(split: str, x: NDArray[Any], y: NDArray[Any], classes: int, count: 
         row = int(bad.argmax())
         value = x[row][~np.isfinite(x[row])][0]
         return f"{split} holds {value} in image {row}, and {bad.sum()} of {len(x)} images are not finite"
+    if (largest := float(max(x.max(), -x.min()))) > _LARGEST:
+        return (
+            f"{split} holds numbers up to {largest:.0e}; above {_LARGEST:.0e} their products leave the range of float32"
+        )
     return None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from diffsiam import runtime
 from diffsiam.data import sources
-from diffsiam.training.methods import METHODS
+from diffsiam.training.methods import METHODS, lookup
 
 Rows = list[tuple[str, list[tuple[str, bool]]]]  # title, cells, and whether a cell is the best; the head first
 
@@ -125,7 +125,7 @@ def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
             cells.append((text, bool(means.loc[method, name] == best[name])))
         text = cell(average[method], spread=average_spread[method])
         cells.append((text, bool(average[method] == average.max())))
-        rows.append((METHODS[method].title, cells))
+        rows.append((lookup(method).title, cells))
     printed = frame.drop_duplicates(["method", "dataset"]).set_index(["method", "dataset"])["thesis_accuracy"]
     for method in means.index:
         values = [printed.get((method, name)) for name in datasets]
@@ -133,21 +133,21 @@ def _shape(frame: pd.DataFrame, datasets: list[str]) -> Rows:
             cells = [(f"{v:.2f}" if pd.notna(v) else "", False) for v in values]
             full = pd.Series(values, dtype=float)
             cells.append((f"{full.mean():.2f}" if full.notna().all() else "", False))
-            rows.append((f"{METHODS[method].title} (thesis)", cells))
+            rows.append((f"{lookup(method).title} (thesis)", cells))
     return [("", [(name, False) for name in [*datasets, "Avg."]]), *rows]
 
 
 def encoders(configs: Sequence[Path]) -> list[str]:
     """How the encoders were trained, from their own records, in sentences."""
     every = [*{(c["method"], c["seed"]): c for c in map(runtime.read_json, configs)}.values()]
-    records = [record for record in every if not METHODS[record["method"]].frozen]
-    return (_trained(records) if records else []) + _frozen([r for r in every if METHODS[r["method"]].frozen])
+    records = [record for record in every if not lookup(record["method"]).frozen]
+    return (_trained(records) if records else []) + _frozen([r for r in every if lookup(r["method"]).frozen])
 
 
 def _frozen(records: Sequence[dict[str, Any]]) -> list[str]:
     pieces = {(r["block"], r["level"], r["dim"], bool(r["grid"])): r["method"] for r in records}
     return [
-        f"{METHODS[method].title}: block {block} on its way up, fed images noised to t = {level}, d = {dim}"
+        f"{lookup(method).title}: block {block} on its way up, fed images noised to t = {level}, d = {dim}"
         + (", the best on the pretraining set's validation images." if chosen else ", as given.")
         for (block, level, dim, chosen), method in pieces.items()
     ]
@@ -157,7 +157,7 @@ def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
     first = records[0]
     by_method = {r["method"]: dict(leaves(r["params"]["representation"])) for r in records}
     params, differing = _common(by_method)
-    cut = [record["segments"] for record in records if METHODS[record["method"]].segment]
+    cut = [record["segments"] for record in records if lookup(record["method"]).segment]
     lines = [
         f"Encoders: {_NETWORKS[first.get('encoder', 'resnet10')]}, width {first['encoder_width']}, d = {first['dim']}, "
         + (f"{cut[0]} segments, " if cut else "")  # what a method does not use its record may have of an older edit
@@ -171,7 +171,7 @@ def _trained(records: Sequence[dict[str, Any]]) -> list[str]:
             f"weighted by {params['diffusion_weight']:g} (our choice: the thesis leaves the scale open)"
             + (f"; SimSiam's by {params['ssl_weight']:g}." if "ssl_weight" in params else ".")
         )
-    own = [f"{METHODS[name].title} {', '.join(given)}" for name, given in differing.items()]
+    own = [f"{lookup(name).title} {', '.join(given)}" for name, given in differing.items()]
     return lines + ([f"Of a method's own: {'; '.join(own)}."] if own else [])
 
 

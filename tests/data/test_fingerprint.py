@@ -84,6 +84,7 @@ def test_a_change_of_the_source_changes_it(name: str, edit: Callable[[Path], Non
         ("DTD", lambda root: put(root / "DTD/train/dotted/1.png", time=2e9)),
         ("DTD", lambda root: put(root / "DTD/train/dotted/._1.png")),
         ("DTD", lambda root: put(root / "DTD/.git/HEAD")),
+        ("DTD", lambda root: put(root / "DTD/train/dotted/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg")),
         ("DTD", lambda root: (root / "DTD/train/dotted/loop").symlink_to(root / "DTD")),
         ("DTD", lambda root: put(root / "CIFAR10/train/cat/1.png")),
         ("Bedroom", lambda root: put(root / "bedroom_val_lmdb/lock.mdb", "longer", 2e9)),
@@ -108,6 +109,29 @@ def test_another_place_does_not(name: str, root: Path, tmp_path: Path) -> None:
 def test_what_is_not_there_or_only_in_part_has_none(name: str, root: Path) -> None:
     assert of(name, root) is None
     assert of("DTD", root / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("location", "changed", "seen"),
+    [
+        ("pipe/unet", "pipe/unet/config.json", True),
+        ("pipe/unet", "pipe/scheduler/scheduler_config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/model-00001-of-00002.safetensors", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/scheduler/scheduler_config.json", True),
+        ("pipe/unet/model.safetensors.index.json", "pipe/unet/other.safetensors", False),
+        ("pipe/unet", "pipe/vae/config.json", False),
+    ],
+)
+def test_a_models_fingerprint_is_of_all_that_is_read_of_it(
+    location: str, changed: str, seen: bool, tmp_path: Path
+) -> None:
+    for name in ("unet/config.json", "unet/model.safetensors.index.json", "unet/model-00001-of-00002.safetensors"):
+        put(tmp_path / "pipe" / name)
+    put(tmp_path / "pipe/scheduler/scheduler_config.json")
+    before = fingerprint.model(tmp_path / location)
+    put(tmp_path / changed, "longer")
+    assert (fingerprint.model(tmp_path / location) != before) == seen
 
 
 def test_the_last_one_stands_while_the_source_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,10 @@ def test_numbers_without_a_known_white_are_refused_by_their_mode(mode: str) -> N
         images.decode(encoded(Image.new(mode, (4, 4)), "TIFF"))
 
 
-def tiff(bits: int, data: bytes, width: int) -> bytes:
-    """One grey row of ``bits`` a pixel, uncompressed, as TIFF 6.0 lays it out."""
-    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
+def tiff(bits: int, data: bytes, width: int, photometric: int = 1) -> bytes:
+    """One grey row of ``bits`` a pixel, uncompressed, as TIFF 6.0 lays it out; 0 is black, or with ``photometric`` 0
+    white."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
@@ -109,8 +110,19 @@ def tiff(bits: int, data: bytes, width: int) -> bytes:
         (b"P5 4 1 65535\n" + np.array([0, 257, 32768, 65535], ">u2").tobytes(), [0, 1, 128, 255]),
         (b"P5 3 1 1023\n" + np.array([0, 512, 1023], ">u2").tobytes(), [0, 128, 255]),
         (tiff(12, bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10]), 4), [0, 255, 128, 1]),
+        (tiff(16, np.array([0, 257, 65535], "<u2").tobytes(), 3, photometric=0), [255, 254, 0]),
+        (tiff(8, bytes([0, 1, 255]), 3, photometric=0), [255, 254, 0]),
     ],
-    ids=["png", "tiff", "jpeg 2000", "pgm", "pgm of 10 bits", "tiff of 12 bits"],
+    ids=[
+        "png",
+        "tiff",
+        "jpeg 2000",
+        "pgm",
+        "pgm of 10 bits",
+        "tiff of 12 bits",
+        "white is zero",
+        "white is zero, 8 bits",
+    ],
 )
 def test_files_of_more_than_8_bits_are_scaled(data: bytes, expected: list[int]) -> None:
     assert np.asarray(images.decode(data))[0, :, 1].tolist() == expected

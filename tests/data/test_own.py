@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,37 @@ def test_attributes_come_from_a_csv_and_follow_their_images(tmp_path: Path) -> N
         numbers = [int(name.partition(".")[0]) for name in split.names]
         assert split.attributes is not None
         assert split.attributes.tolist() == [[1 - i % 2, int(i > 4)] for i in numbers]
+
+
+def test_folders_above_the_classes_are_no_classes_unless_that_is_said(tmp_path: Path) -> None:
+    def top(name: str, *folders: str) -> Path:
+        return make_folders(tmp_path / name, {folder: {"crow": 2, "owl": 2} for folder in folders})
+
+    for name, folders in {"capital": ("Train", "Test"), "other": ("val", "training"), "numbers": ("1", "2")}.items():
+        said = f"{', '.join(sorted(folders))}, or crow, owl in each"
+        with pytest.raises(UserError, match=rf"{name}: which are the classes: {said}\? Splits are called train, val"):
+            read(top(name, *folders))
+        assert read(tmp_path / name, layout="classes").classes == sorted(folders)
+    archive = top("archive", "images")
+    (archive / "README").touch()  # else the one folder would be passed through
+    with pytest.raises(UserError, match=r"which are the classes: images, or crow, owl in it\?.*name that one as path"):
+        read(archive)
+    assert read(archive / "images").classes == ["crow", "owl"]
+    deep = make_folders(tmp_path / "deep", {"crow": {"day": 2, "2019": 2}, "owl": {"day": 2}})
+    assert read(deep).classes == ["crow", "owl"]
+
+
+@pytest.mark.skipif(os.fsencode("\udce9") != b"\xe9", reason="names here are not any bytes")
+def test_a_class_of_a_name_that_is_no_utf_8_is_read_and_shown_by_its_bytes(tmp_path: Path) -> None:
+    top = tmp_path / "birds"
+    make_folders(top, {".": {"caf\udce9": 5, "owl": 5}})
+    attributes = tmp_path / "a.csv"
+    names = sorted(image.relative_to(top).as_posix() for image in top.rglob("*.png"))
+    attributes.write_bytes(os.fsencode("\n".join(["image,Big", *(f"{name},1" for name in names)])))
+    source = read(top, attributes=str(attributes))
+    assert source.classes == ["caf\\xe9", "owl"]
+    "".join(source.classes).encode()  # tables and figures are UTF-8
+    assert source.splits["test"].load(0).size == (8, 8)
 
 
 # ------------------------------------------------------------------------------------------------------ mistakes

@@ -160,7 +160,16 @@ def test_a_grids_published_file_is_its_place(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------- listing
 def test_walk_lists_files_at_any_depth_and_folders_but_nothing_hidden(tmp_path: Path) -> None:
-    for name in ("b/x.png", "b/deep/er/y.png", "a.txt", "b/.cache/z.png", ".hidden", "b/._x.png"):
+    for name in (
+        "b/x.png",
+        "b/deep/er/y.png",
+        "a.txt",
+        "b/.cache/z.png",
+        ".hidden",
+        "b/._x.png",
+        "b/@eaDir/x.png/s.jpg",
+        "__MACOSX/b/x.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()

@@ -436,7 +436,24 @@ def test_a_folder_without_a_config_says_so(small: tuple[Path, UNet2DModel], tmp_
     _refused(small[0] / pretrained.WEIGHTS, tmp_path, str(small[0] / "config.json"), "no such file")
 
 
-@pytest.mark.parametrize("location", ["nowhere", "./nowhere/model", "/nowhere/model.pt", "http://host", "a/b/c"])
+@pytest.mark.parametrize(
+    ("page", "instead"),
+    [
+        ("/me/model", "me/model."),
+        ("/me/model/", "me/model."),
+        ("/me/model/tree/main/unet", "me/model."),
+        ("/me/model/blob/main/unet/x.safetensors?key=secret", "/me/model/resolve/main/unet/x.safetensors."),
+    ],
+)
+def test_a_page_of_the_hub_is_told_what_to_name_instead(page: str, instead: str, hub: Server, tmp_path: Path) -> None:
+    message = _refused(f"{hub.address}{page}", tmp_path, "a page of the Hub, not a file. Give ")
+    assert message.endswith(instead)
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    "location", ["nowhere", "./nowhere/model", "/nowhere/model.pt", "http://host", "a/b/c", "http://[host/x.pt"]
+)
 def test_a_location_that_is_nothing_lists_what_it_may_be(location: str, tmp_path: Path) -> None:
     _refused(location, tmp_path, location, "folder", "http", "owner/name")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import urllib.error
 from pathlib import Path
@@ -335,6 +336,19 @@ def test_a_network_that_undoes_the_statistics_inside_gives_the_same_features_fro
     assert expected.std() > 0.1
     np.testing.assert_allclose(found.model(x).numpy(), expected, rtol=1e-3, atol=1e-4)
     assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.filterwarnings("ignore")  # filling shapes alone does nothing
+def test_a_published_densenet_has_the_names_of_torchvisions_first_version(tmp_path) -> None:
+    with torch.device("meta"):
+        model = models.densenet121(weights=None)
+    first = {
+        re.sub(r"(layer\d+\.\D+)(\d)", r"\1.\2", name): torch.tensor(0.0).expand(tensor.shape)
+        for name, tensor in model.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in first
+    torch.save(first, tmp_path / "w.pth")
+    external._fill(model, tmp_path / "w.pth", "densenet121", (), "", external.Options())
 
 
 def test_by_name_and_by_file_the_same_statistics(tmp_path, monkeypatch) -> None:

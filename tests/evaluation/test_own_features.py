@@ -98,6 +98,21 @@ def test_what_a_protocol_refuses_leaves_the_other(
     assert not (tmp_path / "out" / "fewshot").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--features", "f.npz", "--data", "digits", "--image-size", "32"], "--data, --image-size: for --encoder, and"),
+        (["--features", "f.npz", "--stem", "cifar"], "--stem: for --encoder, and --features was given"),
+        (["--encoder", "e", "--data", "digits", "--metric", "accuracy"], "--metric: for --features, and --encoder was"),
+    ],
+)
+def test_options_of_the_other_source_are_refused_and_not_passed_over(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", *options, "--out", str(tmp_path / "out"), "--params", "demo"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_encoder_without_data_sets_is_asked_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--encoder", "torchvision:resnet18", "--out", str(tmp_path), "--params", "demo"]) == 2
     assert "--data: an encoder is evaluated on data sets" in capsys.readouterr().err

@@ -125,6 +125,17 @@ def test_pickled_objects_are_refused(files):
         store.read(features, meta)
 
 
+def test_numbers_whose_products_overflow_are_refused(files):
+    features, meta = files
+    whole = arrays()
+    np.savez(features, **(whole | {"test": whole["test"] * np.float32(1e15)}))
+    store.read(features, meta)
+    for large in (1e19, -1e19):
+        np.savez(features, **(whole | {"test": np.full_like(whole["test"], large)}))
+        with pytest.raises(UserError, match=r"test holds numbers up to 1e\+19; above 1e\+16 their products leave"):
+            store.read(features, meta)
+
+
 def test_a_missing_array_or_file_is_named(files):
     features, meta = files
     np.savez(features, **{k: v for k, v in arrays().items() if k != "test"})

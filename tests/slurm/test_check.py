@@ -137,6 +137,21 @@ def test_a_refusal_is_told_with_the_reasons_that_sbatch_gives(
     assert len(said.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("nodes", 0), ("gpus", None), ("gpus", -1), ("gpus", "2"), ("minutes", "1-00:00:00")]
+)
+@pytest.mark.parametrize("command", ["tables", "-n"])
+def test_a_number_of_the_block_that_is_none_is_named_by_its_key(
+    name: str, value: Any, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["snakemake", command])
+    numbers: dict[str, Any] = {"gpus": 1, "nodes": 1, "minutes": 60} | {name: value}
+    with pytest.raises(SystemExit):
+        cluster.check({}, "", "", "", **numbers)
+    key = "training_minutes" if name == "minutes" else name
+    assert capsys.readouterr().err.startswith(f"profiles/slurm/config.yaml: {key}: met {value!r}. Needed is a whole")
+
+
 def test_a_command_that_may_not_be_run_is_named(commands: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(commands, "gone", "")
     (commands / "gone").unlink()

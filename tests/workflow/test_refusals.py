@@ -104,5 +104,7 @@ def test_a_plan_refuses_cuda_where_jobs_run_on_a_machine_without_and_not_on_a_lo
     (project / "params.yaml").write_text(text.replace("device: auto", "device: cuda"))
     (line,) = refused("tables")
     assert line.startswith("runtime.device: cuda was asked for")
+    (project / "params.yaml").write_text(text.replace("graph: auto", "graph: true"))
+    assert refused("tables")[0].startswith("runtime.graph: true was asked for, but jobs run on cpu")
     done = snakemake("-n", "tables", "--executor", "slurm", "--jobs", "2")
     assert done.returncode == 0, done.stderr

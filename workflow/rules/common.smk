@@ -29,7 +29,7 @@ except UserError as e:
 HERE = Path(os.path.relpath(CHECKOUT))
 DATA = "results/data/{dataset}"
 ENCODER = "results/representation/{pretrain}/{method}/seed{seed}"
-DATA_ROOT = Path(config["data"]["root"]).expanduser()
+DATA_ROOT = params.place(config["data"]["root"])
 THREADS = config["runtime"]["threads"]
 SNAPSHOTS = {}  # method -> the steps after which its encoder is kept
 for name in METHODS:
@@ -99,8 +99,7 @@ def attributes_seen(dataset):
 def diffusion_seen(pretrain):
     """Of weights that are fetched from this machine."""
     cfg = params.of(config, pretrain)["diffusion"]
-    place = Path(cfg["fetch"]["location"]).expanduser()
-    fetched = lambda: fingerprint.take([place], place.parent)
+    fetched = lambda: fingerprint.model(params.place(cfg["fetch"]["location"]))
     return seen(f"diffusion/{pretrain}", fetched if cfg["source"] == "fetch" else lambda: "trained here")
 
 

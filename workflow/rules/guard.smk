@@ -30,8 +30,9 @@ if workflow.is_main_process:
     os.environ |= {"DIFFSIAM_PLANNED": PLANNED}
     records.clear_dead_locks()
     try:
-        if runs_here and config["runtime"]["device"] == "cuda":
-            runtime.select_device(params.section(config, params.Runtime))
+        if runs_here and (config["runtime"]["device"] == "cuda" or config["runtime"]["graph"] is True):
+            rt = params.section(config, params.Runtime)
+            runtime.use_graph(rt, runtime.select_device(rt))
         records.check(made(), snakemake.persistence.RECORD_FORMAT_VERSION)
     except UserError as e:
         print(e, file=sys.stderr)
