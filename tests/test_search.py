@@ -41,6 +41,8 @@ def test_every_combination_of_an_entry_is_tried_once(raw: dict[str, Any]) -> Non
     ]
     twice = grid(("simsiam", {"steps": [5, 6]}), ("simsiam", {"steps": [6]}))
     assert [trial.settings["steps"] for trial in search.trials(raw | {"search": twice})] == [5, 6]
+    both = grid(("simsiam", {"steps": [5]}), ("pdae", {"steps": [5]}))
+    assert [trial.method for trial in search.trials(raw | {"search": both})] == ["simsiam", "pdae"]
 
 
 def test_folders_are_named_by_what_is_tried_in_characters_that_a_shell_takes(raw: dict[str, Any]) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeClassifierCV
 
 from diffsiam import runtime
 from diffsiam.data import pixels
 from diffsiam.data.grid import Grid
+from diffsiam.diffusion import frozen as diffusion
+from diffsiam.diffusion.schedule import Schedule
 from diffsiam.errors import UserError
 from diffsiam.evaluation import features, frozen
 from diffsiam.params import FrozenDm, Runtime
@@ -70,7 +73,7 @@ def test_a_given_pair_is_taken_unasked(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "more").exists()
 
 
-def test_the_choice_sees_no_image_but_the_validation_images_score_and_is_by_their_metric() -> None:
+def test_the_choice_is_by_the_metric_of_the_data_set() -> None:
     rng = np.random.default_rng(0)
     labels = (np.arange(400) < 100).astype(np.int64)
     validation = np.arange(0, 400, 4)
@@ -78,14 +81,49 @@ def test_the_choice_sees_no_image_but_the_validation_images_score_and_is_by_thei
     assert frozen.score(told.astype(np.float32), labels, validation, "accuracy") == 100
     assert frozen.score(noise.astype(np.float32), labels, validation, "accuracy") == 75  # says the larger class
     assert frozen.score(noise.astype(np.float32), labels, validation, "mean_per_class") == 50
-    flipped = labels.copy()
-    flipped[validation] = 1 - labels[validation]  # fitted on them, it would not be all wrong
-    assert frozen.score(told.astype(np.float32), flipped, validation, "accuracy") == 0
+
+
+def test_the_score_is_scikit_learns_of_a_ridge_fitted_on_the_standardised_other_rows() -> None:
+    rng = np.random.default_rng(1)
+    labels, validation = rng.integers(0, 3, 120), np.arange(0, 120, 3)
+    z = (rng.normal(size=(120, 30)) * np.geomspace(1e-4, 100, 30) + 1).astype(np.float32)
+    z[:, :3] += 2e-4 * np.eye(3, dtype=np.float32)[labels]  # of the smallest numbers
+    fit = np.setdiff1d(np.arange(120), validation)
+    x = (z - z[fit].mean(axis=0, dtype=np.float64)) / z[fit].std(axis=0, dtype=np.float64)
+    probe = RidgeClassifierCV(np.geomspace(1e-3, 1e5, 9)).fit(x[fit], labels[fit])
+    expected = 100 * probe.score(x[validation], labels[validation])
+    assert 50 < expected < 95
+    assert frozen.score(z, labels, validation, "accuracy") == pytest.approx(expected)
+
+
+def test_every_block_at_every_level_has_the_mean_score_of_its_own_noised_features(data: Path) -> None:
+    images, validation = torch.from_numpy(np.load(data / "images_train.npy")), np.arange(0, tiny.IMAGES, 3)
+    rng = np.random.default_rng(2)
+    labels, dm = [rng.integers(0, 2, tiny.IMAGES) for _ in range(2)], tiny.diffusion_model()
+    found = frozen.grid(dm, images, labels, validation, "accuracy", (300, 1), 3)
+    expected = np.zeros((4, 2))
+    for place, level in enumerate((300, 1)):
+        features = diffusion.features(dm, Schedule(), pixels.to_float(images), level, 3)
+        for block, z in enumerate(features):
+            each = [frozen.score(z.numpy(), known, validation, "accuracy") for known in labels]
+            expected[block, place] = (each[0] + each[1]) / 2
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_place_of_the_largest_score_is_taken(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.array([[50.0, 60.0], [95.0, 70.0], [90.0, 80.0], [40.0, 85.0]])
+    monkeypatch.setattr(frozen, "grid", lambda *_: scores)
+    record = run(data, tmp_path / "out", levels=[300, 1])
+    assert (record["block"], record["level"], record["grid"]["scores"]) == (2, 300, scores.tolist())
+    model, _ = features.load_encoder(tmp_path / "out/encoder.safetensors")
+    assert model(torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)).shape == (1, record["dim"])
 
 
 def test_it_is_chosen_by_classes_by_factors_or_by_attributes_whichever_there_are(data: Path) -> None:
-    (labels,), metric = frozen.told(data, META)
-    assert (labels.tolist(), metric) == ((np.arange(tiny.IMAGES) % 2).tolist(), "accuracy")
+    for known in ("accuracy", "mean_per_class"):
+        (labels,), metric = frozen.told(data, META | {"metric": known})
+        assert (labels.tolist(), metric) == ((np.arange(tiny.IMAGES) % 2).tolist(), known)
     sizes = {"names": ["hue", "size"], "sizes": [4, 5]}
     factors, metric = frozen.told(data, META | {"classes": ["all"], "grid": sizes})
     assert np.array_equal(np.stack(factors, 1), Grid.of({"grid": sizes}).factors(np.arange(20)))

@@ -136,6 +136,19 @@ def test_without_shuffling_the_images_come_in_the_order_of_the_files(rng: np.ran
     assert loss == pytest.approx((early + late) / 2, rel=1e-5)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(rng: np.random.Generator) -> None:
+    """Of 8, 8 and 4 of them, while the head stands still."""
+    x, y = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=(20, 2)).astype(np.float32)
+    ((head, loss),) = heads.epochs(x, None, y, REGRESSION, dataclasses.replace(CFG, learning_rate=1e-12, epochs=1))
+    assert loss == pytest.approx(np.mean((heads.predict(head, x) - y) ** 2), rel=1e-5)
+
+
+def test_of_epochs_that_do_equally_well_the_first_is_taken(rng: np.random.Generator) -> None:
+    x, y = rng.normal(size=(20, 4)).astype(np.float32), np.ones((20, 2), np.uint8)
+    epoch, curve, _ = heads.choose(x, None, y, (x, y), ATTRIBUTES, CFG, "attributes")
+    assert (epoch, [entry["score"] for entry in curve]) == (1, [100, 100, 100])
+
+
 def test_regression_never_mirrors(rng: np.random.Generator) -> None:
     """Coordinates change with the image."""
     x, y = rng.normal(size=(16, 4)).astype(np.float32), rng.normal(size=(16, 2)).astype(np.float32)
@@ -234,17 +247,24 @@ def test_draws_depend_on_the_images_alone_and_not_on_the_block_that_they_come_in
     assert np.array_equal(np.concatenate(blocks), whole)
     assert set(whole.sum(axis=1)) == {30}
     assert len({tuple(row) for row in whole}) == 7
+    assert not np.array_equal(np.concatenate([*heads.drawn(30, 7, 0, "LFW")]), whole)
 
 
-def test_the_floor_of_the_pixels_is_a_head_on_the_images(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_floor_of_the_pixels_is_a_head_on_the_images_and_their_mirror_images(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     data, _ = stored(tmp_path, rng)
+    meta = runtime.read_json(data / "meta.json") | {"dataset": "CelebA"}
+    (data / "meta.json").write_text(json.dumps(meta))
     images = {part: np.load(data / f"images_{part}.npy") for part in ("train", "test")}
+    images["mirrored"] = images["train"][:, :, ::-1]
     flat = {part: (array.reshape(len(array), -1) / 127.5 - 1).astype(np.float32) for part, array in images.items()}
     zeros = np.zeros(80, np.int64), np.zeros(40, np.int64)
-    store.write(tmp_path / "flat.npz", flat["train"], zeros[0], flat["test"], zeros[1])
-    floor, head = result("regression", data, CFG, None), result("regression", data, CFG, tmp_path / "flat.npz")
-    assert floor["metrics"]["mse"]["value"] == pytest.approx(head["metrics"]["mse"]["value"], rel=1e-3)
-    assert (floor["method"], floor["seed"]) == ("pixels", None)
+    store.write(tmp_path / "f.npz", flat["train"], zeros[0], flat["test"], zeros[1], mirrored=flat["mirrored"])
+    for protocol, metric in (("regression", "mse"), ("attributes", "ap")):
+        floor, head = result(protocol, data, CFG, None), result(protocol, data, CFG, tmp_path / "f.npz")
+        assert floor["metrics"][metric]["value"] == pytest.approx(head["metrics"][metric]["value"], rel=1e-3)
+        assert (floor["method"], floor["seed"]) == ("pixels", None)
 
 
 def test_pixels_are_averaged_to_sixteen(rng: np.random.Generator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.linear_model
+from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score, pairwise_distances
+from sklearn.preprocessing import normalize
 
 from diffsiam import cli, params, runtime
 from diffsiam.errors import UserError
@@ -139,6 +142,9 @@ def test_a_map_keeps_groups_apart_and_says_how_far_to_trust_it(tmp_path: Path, r
     assert np.array_equal(pairwise_distances(xy, middles).argmin(axis=1), group[rows])
     assert found["trustworthiness"] == pytest.approx(literal_trustworthiness(z[rows], xy), abs=1e-6)
     assert np.array_equal(made("embedding", data)["xy"], xy)
+    points = normalize(z[rows].astype(np.float32))
+    theirs = TSNE(perplexity=5, init="pca", random_state=0, n_jobs=1).fit_transform(points)
+    np.testing.assert_allclose(xy, theirs, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- segments
@@ -185,6 +191,49 @@ def test_whether_attributes_lie_apart_is_seen_on_the_half_that_did_not_choose_th
     if apart:
         assert [found["low"], found["high"]] == [f"a{i}" for i in np.argsort(where)]
         assert found["difference"] > 0.5
+
+
+def test_the_difference_of_centres_and_its_interval_are_those_of_loops_over_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sheets, "_DRAWS", 15)
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 2, (TEST, 4))
+    predicted = [0.7 * y * share + rng.normal(size=y.shape) for share in rng.uniform(0, 1, (3, 4))]
+    halves = np.array_split(rng.permutation(TEST), 2)
+
+    def placed(rows: np.ndarray) -> list[float]:
+        """The centre of each attribute, of images that may come several times."""
+        found = []
+        for a in range(4):
+            chance = y[rows, a].mean()
+            above = [max(average_precision_score(y[rows, a], p[rows, a]) - chance, 0) for p in predicted]
+            found.append((0.5 * above[1] + above[2]) / sum(above))
+        return found
+
+    chosen, once = placed(halves[0]), placed(halves[1])
+    low, high = int(np.argmin(chosen)), int(np.argmax(chosen))
+    assert (low, high) != (int(np.argmin(once)), int(np.argmax(once)))
+    draws = runtime.rng(5, "heads/bootstrap", "birds")
+    drawn = [placed(halves[1][draws.integers(35, size=35)]) for _ in range(15)]
+    ends = np.percentile([c[high] - c[low] for c in drawn], [2.5, 97.5])
+    found = sheets.apart(y, predicted, halves, 5, "birds")
+    assert found == (low, high, pytest.approx(once[high] - once[low], rel=1e-4), pytest.approx(ends.tolist(), rel=1e-4))
+
+
+def test_the_seed_of_the_sheets_draws_the_halves_and_the_images_behind_the_interval(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, seen = prepared(tmp_path, rng), []
+    features(data, *planted(data, rng, (0, 3)))
+    monkeypatch.setattr(sheets, "apart", lambda *given: (seen.append(given[2:]), (0, 1, 0.5, [0.0, 1.0]))[1])
+    sheets.run(
+        "segments", data, dataclasses.replace(CFG, seed=6), data / "o.json", method="diti", features=data / "z.npz"
+    )
+    ((halves, seed, dataset),) = seen
+    order = runtime.rng(6, "sheets/halves", "birds").permutation(TEST)
+    assert [half.tolist() for half in halves] == [order[:35].tolist(), order[35:].tolist()]
+    assert (seed, dataset) == (6, "birds")
 
 
 def test_centres_are_the_weighted_means_written_out() -> None:

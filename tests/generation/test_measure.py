@@ -100,13 +100,13 @@ def test_a_mean_has_the_normal_interval_of_what_is_known() -> None:
 
 def test_moved_compares_an_attribute_with_those_that_do_not_exclude_it() -> None:
     same = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
-    change = np.array([[-0.5, 0.9, 0.1, -0.2], [0.3, 0.9, -0.1, 0.0]])
+    change = np.array([[-0.5, 0.9, 0.1, -0.2], [0.3, 0.9, -0.5, 0.0]])
     found = measure.moved(change, 0, same)
     assert {name: m and m.value for name, m in found.items()} == {
         "moved_own": pytest.approx((0.5 + 0.3) / 2),
-        "moved_others": pytest.approx((0.1 + 0.2 + 0.1 + 0.0) / 4),
+        "moved_others": pytest.approx((0.1 + 0.2 + 0.5 + 0.0) / 4),
     }
-    assert (found["moved_others"] or (0, 0))[1] == pytest.approx(1.96 * 0.05 / math.sqrt(2))  # of 0.15 and 0.05
+    assert (found["moved_others"] or (0, 0))[1] == pytest.approx(1.96 * 0.05 / math.sqrt(2))  # of 0.15 and 0.25
     assert measure.moved(change, 0, np.ones((4, 4), bool))["moved_others"] is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from diffsiam import cli, runtime
 from diffsiam.evaluation import probmask
-from diffsiam.generation import pictures
+from diffsiam.generation import figures, pictures
+from diffsiam.generation import model as guided
 from diffsiam.params import Runtime
 from tests.generation import tiny_guided
 from tests.training import tiny
@@ -58,6 +60,13 @@ def strip(path: str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def reconstruction(path: str, *, masked: bool = False) -> np.ndarray:
+    """Inversion and sampling given z, of stored levels."""
+    model = tiny_guided.model(mask_by_step=masked)
+    z, x_T = model.latents(pictures.read_pictures([Path(path)], tiny_guided.SIDE))
+    return figures.to_stored(model.sample(x_T, z))[0].astype(int)
+
+
 def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path) -> None:
     assert call("counterfactual", "a.png", "b.jpg", "--segments", "0-2", "1-1", "--out", "new/strip.png") == 0
     got = strip("new/strip.png")
@@ -70,6 +79,8 @@ def test_counterfactual_writes_a_row_per_range_from_source_to_target(place: Path
     # On the empty range the scales tell nothing, unless x_T goes along.
     one, other = np.split(got[:, TILE : 3 * TILE].reshape(4, TILE, 2 * TILE, 3), 2, axis=2)
     assert [(one[row] == other[row]).all() for row in range(4)] == [False, False, False, True]
+    one_way = one[3, 1:-1:zoom, 1:-1:zoom].astype(int)
+    assert np.abs(one_way - reconstruction("a.png")).max() <= 1
 
 
 def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dimensions(place: Path) -> None:
@@ -80,6 +91,18 @@ def test_manipulate_writes_the_picture_and_every_scale_and_takes_the_fewest_dime
     arguments = ["manipulate", "a.png", "--attribute", "Red left", "--scale", "6.8", "--out", "all.png"]
     assert call(*arguments, "--dims", "all") == 0
     assert (strip("three.png")[:, -TILE:] != strip("all.png")[:, -TILE:]).any()
+
+
+def test_ditis_manipulations_start_from_an_inversion_with_all_of_z(place: Path) -> None:
+    """As the pictures of the figures do."""
+    folder = tiny_guided.results(place, "diti") / "probmask" / "sprites"
+    shutil.copytree(folder / "diffsiam_hier", folder / "diti")
+    given = ["--method", "diti", "--attribute", "Red left", "--scale", "0", "--out", "d.png"]
+    assert call("manipulate", "a.png", *given) == 0
+    zoom = 128 // tiny_guided.SIDE
+    shown = strip("d.png")[1:-1:zoom, TILE + 1 : -1 : zoom].astype(int)
+    assert np.abs(shown - reconstruction("a.png")).max() <= 1
+    assert np.abs(shown - reconstruction("a.png", masked=True)).max() > 5
 
 
 def test_a_picture_of_a_turned_camera_is_upright_and_16_bits_are_scaled(tmp_path: Path) -> None:
@@ -135,6 +158,21 @@ def test_restored_is_the_literal_x0_hat_of_the_noised_picture(place: Path, guida
     assert len(different) == (8 if method == "diffsiam_hier" else 6)  # by no code the diffusion model is alone
 
 
+def test_a_range_of_segments_is_given_to_its_ends_and_no_number_beyond(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, z = [], torch.arange(1.0, tiny_guided.DIM + 1)[None]
+    monkeypatch.setattr(guided.Guided, "encode", lambda self, x0: z)
+    monkeypatch.setattr(guided.Guided, "estimate", lambda self, x, t, given: (told.append(given), x)[1])
+    trained = pictures.Trained(
+        place / "results", "sprites", "diffsiam_hier", 0, tiny_guided.settings(), tiny.section(Runtime)
+    )
+    pictures.restored(place / "a.png", ["1-3", "0-4"], [400], trained, noise_seed=0)
+    assert told[0] is None
+    assert torch.equal(told[1][0], torch.tensor([*[0.0] * 4, *range(5, 13), *[0.0] * 4]))
+    assert torch.equal(told[2], z)
+
+
 def test_restore_writes_a_labelled_strip(place: Path) -> None:
     assert call("restore", "a.png", "--segments", "0-2", "0-4", "--levels", "100", "700", "--out", "new/r.png") == 0
     assert strip("new/r.png").shape[1] == 2700  # 9 inches
@@ -156,6 +194,7 @@ MANIPULATE = ["manipulate", "a.png", "--attribute", "Red left", "--out", "x.png"
         (["counterfactual", "a.png", "c.png", *COUNTERFACTUAL[3:]], ["c.png: no such file"]),
         ([*COUNTERFACTUAL, "--segments", "0-9"], ["'0-9'", "4 segments", "0 <= A <= B <= 4"]),
         ([*COUNTERFACTUAL, "--scales", "2"], ["--scales 2", "0 to 1"]),
+        ([*COUNTERFACTUAL, "--scales=-0.5"], ["--scales -0.5", "0 to 1"]),
         ([*COUNTERFACTUAL, "--method", "pdae"], ["no trained pdae on sprites", "diffsiam_hier on sprites, seed0"]),
         ([*COUNTERFACTUAL, "--pretrain", "CelebA"], ["on CelebA", "diffsiam_hier on sprites, seed0"]),
         (

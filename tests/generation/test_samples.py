@@ -36,7 +36,7 @@ def test_samples_come_from_their_seed_whatever_the_batch_and_a_copy_is_told(tmp_
     folders = results / "data" / "sprites", results / "diffusion" / "sprites"
 
     def drawn(count: int, seed: int, batch_size: int) -> dict[str, np.ndarray]:
-        cfg = tiny_guided.settings(batch_size=batch_size)
+        cfg = tiny_guided.settings(batch_size=batch_size, clip=True, solver="dpmpp")
         return samples.draw(cfg, tiny.section(Runtime), *folders, count=count, seed=seed, root=tmp_path)
 
     made = drawn(5, 1, 2)
@@ -45,7 +45,7 @@ def test_samples_come_from_their_seed_whatever_the_batch_and_a_copy_is_told(tmp_
     cfg, dm = tiny_guided.settings(), tiny.diffusion_model()
     noise = torch.randn(3, tiny.SIDE, tiny.SIDE, generator=runtime.generator(1, "samples", 3))[None]
     with torch.no_grad():
-        expected = ddim.sample(dm.eval().predict_noise, noise, cfg.steps, Schedule(), clip=cfg.clip, solver=cfg.solver)
+        expected = ddim.sample(dm.eval().predict_noise, noise, cfg.steps, Schedule(), clip=True, solver="dpmpp")
     level = ((expected.clamp(-1, 1) + 1) * 127.5)[0].permute(1, 2, 0).numpy()
     assert np.abs(made["images"][3] - level).max() <= 0.51
     assert not made["copied"].any()
@@ -53,6 +53,23 @@ def test_samples_come_from_their_seed_whatever_the_batch_and_a_copy_is_told(tmp_
     train[8] = made["images"][3][:, ::-1]
     np.save(folders[0] / "images_train.npy", train)
     assert drawn(5, 1, 2)["copied"].tolist() == [False, False, False, True, False]
+
+
+def test_a_copy_is_nearer_than_a_hundredth_of_the_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 at 10, 11, .. 21 the hundredth lies at 10.11."""
+    results = tiny_guided.results(tmp_path)
+    seen = []
+
+    def nearest(images: np.ndarray, train: torch.Tensor) -> np.ndarray:
+        seen.append(images)
+        return np.array([5.0, 10.1, 10.12, 30.0, *range(10, 22)])
+
+    monkeypatch.setattr(samples, "nearest", nearest)
+    folders = results / "data" / "sprites", results / "diffusion" / "sprites"
+    made = samples.draw(tiny_guided.settings(), tiny.section(Runtime), *folders, count=4, seed=0, root=tmp_path)
+    assert made["copied"].tolist() == [True, True, False, False]
+    assert (made["distances"].tolist(), made["reference"].tolist()) == ([5, 10.1, 10.12, 30], [*range(10, 22)])
+    assert np.array_equal(seen[0], np.concatenate([made["images"], np.load(folders[0] / "images_test.npy")]))
 
 
 def test_the_command_writes_a_strip_and_says_what_it_found(

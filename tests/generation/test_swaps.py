@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsiam import params, runtime
+from diffsiam.data.grid import Grid
 from diffsiam.diffusion import ddim
 from diffsiam.errors import UserError
 from diffsiam.generation import factors, figures, measure, swaps
@@ -120,6 +121,18 @@ def run(results: Path, method: str, x_T: str = "shared", **changes: Any) -> Path
     return given["out"]
 
 
+@pytest.fixture
+def by_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of which every pixel is a part, in place of a classifier that says the same of all images."""
+
+    def predict(net: object, images: Tensor, sizes: tuple[int, ...], device: object) -> factors.Values:
+        levels = (images // 16).long().sum(dim=(1, 2, 3))
+        return torch.stack([levels % n for n in sizes], dim=1).numpy()
+
+    monkeypatch.setattr(factors, "predict", predict)
+
+
+@pytest.mark.usefixtures("by_pixels")
 @pytest.mark.parametrize(("method", "x_T"), [("diffsiam_hier", "inverted"), ("disdiff", "shared")])
 def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: str, x_T: str) -> None:
     arrays = np.load(path := run(results, method, x_T))
@@ -151,11 +164,17 @@ def test_pictures_and_shares_are_those_of_a_plain_loop(results: Path, method: st
             kept = [i for i in range(8) if told[0][i, k] != target[i, k]]
             share = sum(after[i, k] == target[i, k] for i in kept) / len(kept)
             subject = "all" if c == CODES else str(c)
-            assert found["swap", subject, name, "share"] == pytest.approx(share)
+            assert found["swap", subject, name, "share"] == pytest.approx(share, abs=1e-6)
             assert arrays["swap_moved"][c, k] == pytest.approx(share)
     assert set(table["measure"]) == ({"swap", "partial"} if method == "disdiff" else {"swap"})
+    values = np.stack(told)
+    for c in range(CODES):
+        code = factors.carried(values[0], values[1 + c], target)
+        assert tuple(arrays["swap_carried"][c]) == pytest.approx((code.factor, code.intended, code.others), nan_ok=True)
+    assert len(np.unique(arrays["swap_moved"])) > 2
 
 
+@pytest.mark.usefixtures("by_pixels")
 def test_one_target_guides_the_noises_that_are_shown_and_the_next_those_after_them(results: Path) -> None:
     arrays = np.load(run(results, "disdiff"))
     cfg, data = tiny_guided.settings(guidance="score"), results / "data" / "sprites"
@@ -175,6 +194,36 @@ def test_one_target_guides_the_noises_that_are_shown_and_the_next_those_after_th
     for k, values in enumerate((rows // 5, rows % 5)):
         kept = [i for i in range(8) if before[i, k] != values[i]]
         assert arrays["partial_moved"][-1, k] == pytest.approx(sum(after[i, k] == values[i] for i in kept) / len(kept))
+
+
+class Told:
+    """A judge that finds in every sample the factors of the first of its six targets, but where ``after`` differs."""
+
+    grid = Grid(("hue", "side", "shade"), (9, 9, 9))
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.target = values[[0] * 6 + [6] * 6 + [12] * 2]
+        self.after = np.stack([np.full((14, 3), -1), *[self.target] * (CODES + 1)])
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        assert images.shape[:2] == self.after.shape[:2]
+        return self.after
+
+
+def test_six_noises_have_the_first_of_six_targets_and_a_code_is_less_the_factor_that_it_moves_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, model, x0 = [], coded(), tiny_guided.images(14)
+    monkeypatch.setattr(swaps, "partial", lambda model, x_T, z, which: (seen.append(z), x_T)[1])
+    values = np.arange(42).reshape(14, 3)
+    judge = Told(values)
+    judge.after[1, 1::2, 1] = judge.after[1, :, 2] = -1  # code 0 moves hue always, side in every other, shade never
+    arrays, rows = swaps.partials(model, x0, values, judge)  # type: ignore[arg-type]
+    assert all(torch.equal(z, model.encode(x0)[[0] * 6 + [6] * 6 + [12] * 2]) for z in seen)
+    assert arrays["partial_moved"].tolist() == [[1, 0.5, 0], *[[1, 1, 1]] * CODES]
+    assert arrays["partial_carried"][0].tolist() == [0, 1, pytest.approx(1 - 3 / 7)]  # of the last seven
+    told = {(row["subject"], row["attribute"], row["metric"]): row["value"] for row in rows}
+    assert (told["0", "hue", "intended"], told["0", "hue", "partial"]) == (1, pytest.approx(1 - 3 / 7))
 
 
 @pytest.mark.parametrize(

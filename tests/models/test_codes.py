@@ -7,6 +7,7 @@ import torch
 from tiny_unets import noisy_images, unet
 from torch import nn
 
+from diffsiam.errors import UserError
 from diffsiam.models import codes
 from diffsiam.models.codes import CodeDecoder
 from diffsiam.models.unet import DiffusionModel
@@ -48,6 +49,23 @@ def test_the_sum_is_of_all_fields_or_of_those_named() -> None:
     assert torch.allclose(decoder(z, trunk), fields[:, 0] + fields[:, 1] + fields[:, 2], atol=1e-6)
     assert torch.allclose(decoder(z, trunk, (2, 0)), fields[:, 2] + fields[:, 0], atol=1e-6)
     assert not decoder(z, trunk, ()).any()
+    assert torch.allclose(codes.Only(decoder, (2, 0))(z, trunk), fields[:, 2] + fields[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_orthogonal_embedding_is_a_linear_map_of_the_codes_row_and_there_are_as_many_as_rows() -> None:
+    model, decoder = make()
+    assert decoder.table is not None
+    rows = torch.matrix_exp((decoder.table - decoder.table.T).double())[:N].float()
+    expected = rows @ decoder.projection.weight.T + decoder.projection.bias
+    told = decoder.embeddings()
+    assert told is not None
+    assert torch.allclose(told, expected, rtol=1e-4, atol=1e-5)
+    most = told.shape[1] // 2
+    every = CodeDecoder(model.unet, most, DIM, "orthogonal").embeddings()
+    assert every is not None
+    assert len(every) == most
+    with pytest.raises(UserError, match=f"met {most + 1}, but the orthogonal embedding .* has {most} rows"):
+        CodeDecoder(model.unet, most + 1, DIM, "orthogonal")
 
 
 def test_fields_start_at_zero() -> None:

@@ -35,6 +35,10 @@ def test_a_method_with_several_seeds_stands_with_their_mean(tmp_path: Path) -> N
     numbers.run([path], tmp_path / "generation.csv")
     last = (tmp_path / "generation.md").read_text().splitlines()[-1]
     assert last == "| sprites | round_trip | conditioned | mse | 1.5 |"
+    rows = (f"sprites,pdae,{seed},segments,0-2,,coarseness,{value},0.1,32\n" for seed, value in enumerate((0.5, 1, 3)))
+    path.write_text(HEAD.replace("value", "value,ci95") + "".join(rows))
+    numbers.run([path], tmp_path / "generation.csv")  # the interval is of one seed's images
+    assert "| 1.5 |" in (tmp_path / "generation.md").read_text()
 
 
 def test_a_number_has_its_interval_beside_it_and_the_segments_claim_its_verdict(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from diffsiam.report import provenance
@@ -105,3 +106,9 @@ def test_a_published_data_set_names_all_its_archives(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     provenance.run([tmp_path / "meta.json"], [], tmp_path / "provenance.md")
     assert "torchvision a.tgz, b.tgz" in (tmp_path / "provenance.md").read_text()
+
+
+def test_hours_add_up_records_of_different_speed() -> None:
+    """10 steps of 360 images at 100 a second, then 30 at 600."""
+    history = pd.DataFrame({"step": [10, 40], "images_per_second": [100.0, 600.0]})
+    assert provenance.hours(history, 360) == pytest.approx((36 + 18) / 3600)

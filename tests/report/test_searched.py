@@ -17,11 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 META = {"dataset": "sprites", "splits": {"val": list(range(400))}}
 
 
-def trial(folder: Path, method: str, name: str, seed: int, best: float, settings: dict[str, Any]) -> Path:
+def trial(
+    folder: Path, method: str, name: str, seed: int, best: float, settings: dict[str, Any], peak: float = 1.0
+) -> Path:
     """What a trial leaves; the test accuracy (99) must not show."""
     place = folder / method / name / f"seed{seed}"
     place.mkdir(parents=True)
-    curve = [{"l2": l2, "accuracy": best - 3 * abs(l2 - 1)} for l2 in (10.0, 1.0, 0.1)]
+    curve = [{"l2": l2, "accuracy": best - 3 * abs(l2 - peak)} for l2 in (10.0, 1.0, 0.1)]
     found = {"method": method, "dataset": "sprites", "seed": seed, "accuracy": 99.0, "validation": curve}
     (place / "linear_sprites.json").write_text(json.dumps(found))
     record = {"seconds": 12.0, "params": {"representation": {"steps": 5, **settings}}}
@@ -68,6 +70,21 @@ def test_the_trial_with_the_highest_mean_over_seeds_is_chosen_and_of_equals_the_
     ]
 
 
+def test_a_lucky_seed_does_not_choose(tmp_path: Path) -> None:
+    given = {"steady": (50.0, 50.0, 50.0), "lucky": (40.0, 40.0, 58.0)}
+    found = [trial(tmp_path, "pdae", name, seed, x, {}) for name, xs in given.items() for seed, x in enumerate(xs)]
+    frame = searched.table(found, images=400)
+    assert set(frame.loc[frame["chosen"], "trial"]) == {"steady"}
+
+
+def test_a_penalty_at_either_end_of_the_grid_is_told(tmp_path: Path) -> None:
+    found = [trial(tmp_path, "pdae", "given", i, 50.0, {}, peak) for i, peak in enumerate((10.0, 1.0, 0.1))]
+    frame = searched.table(found, images=400)
+    assert (frame["l2"].tolist(), frame["at_edge"].tolist()) == ([10, 1, 0.1], [True, False, True])
+    assert "| at an end of the grid |" in searched.markdown(frame, META)  # of any seed
+    assert "at an end" not in searched.markdown(searched.table(found[1:2], images=400), META)
+
+
 def test_the_page_ranks_trials_and_ends_with_settings_that_params_yaml_takes(
     probes: list[Path], tmp_path: Path
 ) -> None:
@@ -76,6 +93,8 @@ def test_the_page_ranks_trials_and_ends_with_settings_that_params_yaml_takes(
     text = (tmp_path / "search.md").read_text()
     first, second = "| optimizer.learning_rate 0.05 | **60.50 ± ", "| optimizer.learning_rate 0.01 | 40.50"
     assert -1 < text.find(first) < text.find(second)
+    half = 98 * (0.6 * 0.4 / 400) ** 0.5 + 98 * (0.61 * 0.39 / 400) ** 0.5  # the mean of both seeds'
+    assert f"**60.50 ± {half:.2f} ({0.5**0.5:.2f})**" in text
     assert "on 400 validation images" in text
     assert "Seeds: 100, 101." in text
     own = yaml.safe_load(text.partition("```yaml\n")[2].removesuffix("```\n"))

@@ -125,6 +125,7 @@ def test_a_field_is_what_its_segment_tells_above_chance_and_a_dot_marks_the_best
     np.testing.assert_allclose(grid[:, 33], 40)
     best, rows = ax.lines[0].get_data()
     assert (best[7], rows[7]) == (3, 7)
+    assert best.tolist() == np.argmax(record["ap"], axis=0).tolist()  # of the segments, though all of z tells more
     assert ax.get_yticklabels()[7].get_text() == f"Attribute 7 ({record['chance'][7]:.0f} %)"
 
 

@@ -200,6 +200,11 @@ def sentence(text: str) -> str:
             [9, 11, 10, 11],
             "seen in Linear; cannot be told in 1-shot (a step is within its interval)",
         ),
+        (
+            [9, 11, 9, 12],
+            [9, 11, 10, 10],
+            "seen in Linear; cannot be told in 1-shot (a step is within its interval)",
+        ),
         ([9, 11, 9, 12], [7, 9, 7, 10], "seen in Linear; not seen in 1-shot (a step is reversed)"),
         ([6, 8, 6, 8], [12, 14, 12, 14], "seen in Linear; not seen in 1-shot (a step is reversed)"),
         (
@@ -208,7 +213,7 @@ def sentence(text: str) -> str:
             "seen in Linear; cannot be told in 1-shot (a step is within its interval)",
         ),
     ],
-    ids=["seen", "hier ties", "hier below seq", "seq below simsiam", "seq equals simsiam"],
+    ids=["seen", "hier ties", "hier a little below seq", "hier below seq", "seq below simsiam", "seq equals simsiam"],
 )
 def test_the_order_is_read_off_the_intervals(tmp_path: Path, seq: list[int], hier: list[int], verdict: str) -> None:
     text = make(tmp_path, CORRECT | {"diffsiam_seq": seq, "diffsiam_hier": hier})

@@ -69,7 +69,7 @@ def test_panels_stand_in_rows_that_can_be_read_where_the_figure_is_900_pixels_wi
 def test_the_caption_gives_means_over_codes_and_what_the_classifier_knows() -> None:
     text = swaps.shows([arrays("disdiff", partial=True), arrays("pdae", partial=False)])
     assert "DisDiff, rooms: swaps 0.50 (2 of 2 factors; all codes 0.80), all others 0.17" in text
-    assert "one code alone 0.50" in text
+    assert "one code alone 0.50 (2 of 2 factors; all codes 0.80), less the next 0.17" in text
     assert text.count("one code alone") == 1
     assert "wall hue 1.00, shape 0.97" in text
 

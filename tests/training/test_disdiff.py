@@ -6,12 +6,13 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
-from diffsiam import params
+from diffsiam import params, runtime
 from diffsiam.diffusion.schedule import TIMESTEPS, Schedule
 from diffsiam.errors import UserError
 from diffsiam.models.unet import Trunk
@@ -86,10 +87,10 @@ def test_the_reconstruction_can_be_pdaes() -> None:
 
 def test_the_disentangling_loss_is_its_formula_image_by_image() -> None:
     learner, batch = made(weight=0.7)
-    parts = learner(batch)
+    fresh, parts = copy.deepcopy(learner), learner(batch)
     z, n = copy.deepcopy(learner.encoder)(batch["x0"]), tiny.CODES["count"]
     learner.requires_grad_(False).encoder.eval()
-    total = 0.0
+    total, rows = 0.0, []
     for i in range(COUNT):
         c = int(batch["code"][i])
         trunk, row = batch["trunk"], slice(i, i + 1)
@@ -101,12 +102,29 @@ def test_the_disentangling_loss_is_its_formula_image_by_image() -> None:
         own, bar, hat = (t.unflatten(1, (n, -1)) for t in (z[row], *images))
         a = (hat - bar).norm(dim=2)
         b = (bar - own).norm(dim=2) - (hat - own).norm(dim=2)
-        losses = -a.log_softmax(1)[0, c] - b.log_softmax(1)[0, c]
-        gamma = 0.7 * (x0_hat - guided).square().mean() / batch["variance"]
-        total += (gamma * losses * batch["counts"][i]).item()
+        losses = [-a.log_softmax(1)[0, c].item(), -b.log_softmax(1)[0, c].item()]
+        gamma = 0.7 * (x0_hat - guided).square().mean().item() / batch["variance"]
+        total += gamma * sum(losses) * batch["counts"][i].item()
+        rows.append([*losses, float(a[0].argmax() == c), float(b[0].argmax() == c), gamma])
     assert 0 < batch["counts"].sum() < COUNT, "the batch needs steps of both kinds"
     assert parts["disentangling"].item() == pytest.approx(total / COUNT, rel=1e-4)
     assert parts["loss"].item() == pytest.approx(parts["reconstruction"].item() + total / COUNT, rel=1e-5)
+    names, told = ("invariant", "variant", "invariant_accuracy", "variant_accuracy", "gamma"), np.array(rows)
+    assert 0 < told[:, 2].mean() != told[:, 3].mean() < 1
+    alone = [(counts, copy.deepcopy(fresh)(batch | {"counts": counts})) for counts in torch.eye(COUNT)]
+    for counts, found in ((batch["counts"], parts), *alone):
+        expected = told[counts.bool().numpy()].mean(axis=0).tolist()
+        assert [found[name].item() for name in names] == pytest.approx(expected, rel=1e-4)
+        assert found["largest_gamma"].item() == pytest.approx(told[counts.bool().numpy(), -1].max(), rel=1e-4)
+
+
+def test_a_code_is_active_whose_most_varied_number_varies_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A code's numbers by their deviations: one above .05 will do, and .06, not .04, is above it."""
+    learner, batch = made("disdiff_plain")
+    deviations = torch.tensor([[0.06, 0, 0], [0.04, 0.04, 0.04], [0, 0, 0], [1, 0.001, 0]]).flatten()
+    z = torch.tensor([-1.0, 1.0]).repeat(COUNT // 2)[:, None] * deviations * ((COUNT - 1) / COUNT) ** 0.5
+    monkeypatch.setattr(learner.encoder, "forward", lambda x: z)
+    assert learner(batch)["active"].item() == 2
 
 
 def test_constant_weighting_is_lambda_itself() -> None:
@@ -123,6 +141,42 @@ def test_steps_with_too_little_signal_do_not_count(least: float, last: int) -> N
     _, batch = made(least_signal=least)
     beyond = Schedule().sigma(torch.tensor([last])).square() / Schedule().signal(torch.tensor([last]))
     assert batch["counts"].tolist() == (batch["gain"].flatten() <= 1.0001 * beyond.item()).float().tolist()
+
+
+def test_a_batch_is_the_frozen_models_reconstruction_of_noised_images_and_the_literal_factors() -> None:
+    dm = tiny.diffusion_model()
+    batch = disdiff.make_batch(settings().codes, torch.from_numpy(tiny.images()), dm, CPU)(tiny.given(3, COUNT))
+    g = runtime.generator(0, "noise", 3)
+    t = torch.randint(1, 1001, (COUNT,), generator=g)
+    noise, code = torch.randn(COUNT, 3, 8, 8, generator=g), torch.randint(0, 4, (COUNT,), generator=g)
+    assert torch.equal(batch["code"], code)
+    assert torch.equal(batch["noise"], noise)
+    for i in range(COUNT):
+        betas = np.linspace(1e-4, 0.02, 1000)[: int(t[i])]
+        abar, before, alpha = np.prod(1 - betas), np.prod(1 - betas[:-1]), 1 - betas[-1]
+        x0 = torch.from_numpy(tiny.images()[i]).permute(2, 0, 1).double() / 127.5 - 1
+        x = (abar**0.5 * x0 + (1 - abar) ** 0.5 * noise[i].double()).float()
+        with torch.no_grad():
+            predicted = dm.predict_noise(x[None], t[i : i + 1])[0]
+        assert torch.allclose(batch["predicted"][i], predicted, rtol=1e-3, atol=1e-4)
+        x0_hat = (x.double() - (1 - abar) ** 0.5 * predicted.double()) / abar**0.5
+        assert torch.allclose(batch["x0_hat"][i].double(), x0_hat, rtol=1e-3, atol=1e-4 / abar**0.5)
+        literal = {
+            "gain": (1 - abar) / abar**0.5,
+            "shift": -(alpha**0.5) * (1 - before) / (1 - abar) ** 0.5,
+            "guidance": (1 - before) / before**0.5,
+            "weight": (abar / (1 - abar)) ** 1.1 * (1 - abar),
+        }
+        for name, value in literal.items():
+            assert batch[name][i].item() == pytest.approx(value, rel=1e-4), name
+
+
+def test_the_step_before_the_first_with_too_little_signal_is_the_last_that_counts() -> None:
+    t = int(torch.randint(1, 1001, (COUNT,), generator=runtime.generator(0, "noise", 0))[0])
+    abar = Schedule().abar[[t - 1, t, t + 1]].tolist()
+    for least, counted in (((abar[0] + abar[1]) / 2, False), ((abar[1] + abar[2]) / 2, True)):
+        _, batch = made(least_signal=least)
+        assert bool(batch["counts"][0]) == counted
 
 
 def test_steps_codes_and_noise_are_drawn_for_each_image() -> None:
@@ -172,10 +226,21 @@ def test_the_encoder_can_be_kept_from_the_loss_while_the_decoder_learns_of_it() 
 
 
 def test_the_whole_encoder_can_learn_of_the_loss() -> None:
-    one, batch = made(encoder_gradient="full", least_signal=0.0)
-    other, same = made(encoder_gradient="code", least_signal=0.0)
-    a, b = (gradients(m, m(x)["disentangling"], "encoder.") for m, x in ((one, batch), (other, same)))
-    assert any(not torch.allclose(x, y, rtol=1e-2) for x, y in zip(a, b, strict=True))
+    """By the code that guides, by the image's own codes and by both reconstructions': nothing is held."""
+    learner, batch = made(encoder_gradient="full", least_signal=0.0, weighting="constant")
+    plain, n = copy.deepcopy(learner), tiny.CODES["count"]
+    found = gradients(learner, learner(batch)["disentangling"], "encoder.")
+    z = plain.encoder(batch["x0"])
+    field = plain.decoder.fields(z, batch["trunk"])[torch.arange(COUNT), batch["code"]]
+    plain.encoder.eval()
+    others = plain.encoder(batch["x0_hat"]), plain.encoder(batch["x0_hat"] + batch["gain"] * field)
+    own, bar, hat = (code.unflatten(1, (n, -1)) for code in (z, *others))
+    a, b = (hat - bar).norm(dim=2), (bar - own).norm(dim=2) - (hat - own).norm(dim=2)
+    loss = plain.codes.weight * sum(torch.nn.functional.cross_entropy(x, batch["code"]) for x in (a, b))
+    expected = gradients(plain, loss, "encoder.")
+    scale = max(float(g.abs().max()) for g in expected)
+    assert scale > 0
+    assert all(torch.allclose(x, y, rtol=1e-3, atol=1e-4 * scale) for x, y in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("gradient", ["code", "none", "full"])
