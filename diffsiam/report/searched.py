@@ -6,7 +6,7 @@ An accuracy is the best over the probe's penalties, on the images that choose th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def table(probes: Sequence[Path], images: int) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame, meta: dict[str, Any]) -> str:
     """A table per method, best trial first, and the chosen settings as section `by_method` takes them."""
-    blocks, chosen = [], {}
+    blocks, chosen, ends = [], {}, []
     for method, part in frame.groupby("method", sort=False):
         leaves = [name for name in part.columns if name not in ("method", "trial", "seed", *_MEASURED)]
         leaves = [name for name in leaves if part[name].nunique(dropna=False) > 1]
@@ -89,7 +89,9 @@ def markdown(frame: pd.DataFrame, meta: dict[str, Any]) -> str:
             cells = [(text, bool(first["chosen"])), (f"{means['participation'][trial]:.1f}", False), (edge, False)]
             rows.append((", ".join(f"{leaf} {first[leaf]}" for leaf in leaves) or str(trial), cells))
             if first["chosen"] and leaves:
-                chosen[str(method)] = search.nested({leaf: json.loads(first[leaf]) for leaf in leaves})
+                settings = {leaf: json.loads(first[leaf]) for leaf in leaves}
+                chosen[str(method)] = search.nested(settings)
+                ends += [f"{METHODS[str(method)].title}'s {end}" for end in _ends(settings, part)]
         blocks.append((METHODS[str(method)].title, rows))
     seeds = ", ".join(map(str, sorted(frame["seed"].unique())))
     note = (
@@ -101,4 +103,14 @@ def markdown(frame: pd.DataFrame, meta: dict[str, Any]) -> str:
     if chosen:
         text += "\nThe best of each method, for `params.yaml`:\n\n```yaml\n"
         text += yaml.safe_dump({"by_method": chosen}, sort_keys=False) + "```\n"
+    if ends:
+        text += f"\nOf what was tried, {'; '.join(ends)}: a better one may lie beyond.\n"
     return text
+
+
+def _ends(chosen: dict[str, Any], part: pd.DataFrame) -> Iterator[str]:
+    """Chosen numbers that are the first or the last of three or more."""
+    for leaf, value in chosen.items():
+        tried = [json.loads(text) for text in part[leaf].dropna().unique()]
+        if len(tried) > 2 and all(type(each) in (int, float) for each in tried) and value in (min(tried), max(tried)):
+            yield f"{leaf} {value:g} is the {'smallest' if value == min(tried) else 'largest'}"

@@ -105,3 +105,24 @@ def test_the_page_ranks_trials_and_ends_with_settings_that_params_yaml_takes(
         }
     }
     params.check(schema.merge(yaml.safe_load((ROOT / "workflow/presets/demo.yaml").read_text()), own))
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [
+        ({"a": 0.01, "b": 0.05, "c": 0.1}, "SimSiam's optimizer.learning_rate 0.1 is the largest: a better"),
+        ({"a": 0.05, "c": 0.01, "b": 0.1}, "SimSiam's optimizer.learning_rate 0.01 is the smallest: a better"),
+        ({"a": 0.01, "c": 0.05, "b": 0.1}, ""),
+        ({"b": 0.05, "c": 0.1}, ""),  # of two one is always the end
+    ],
+)
+def test_a_chosen_number_at_an_end_of_those_that_were_tried_is_told(
+    tried: dict[str, float], said: str, tmp_path: Path
+) -> None:
+    accuracies = {"a": 40.0, "b": 50.0, "c": 60.0}
+    found = [
+        trial(tmp_path, "simsiam", name, 100, accuracies[name], {"optimizer": {"learning_rate": rate}, "stem": name})
+        for name, rate in tried.items()
+    ]
+    text = searched.markdown(searched.table(found, images=400), META)
+    assert (said in text) if said else ("Of what was tried" not in text)
