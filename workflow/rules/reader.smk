@@ -6,8 +6,9 @@ from diffsiam import schema
 from diffsiam.errors import UserError
 
 try:
+    given = [schema.parse(str(file)) for file in workflow.overwrite_configfiles]
     # Merged into params.yaml, a preset would leave the overrides there that it does not have itself.
-    WHOLE = any([schema.whole(schema.parse(str(file))) for file in workflow.overwrite_configfiles])
+    WHOLE = any(map(schema.whole, given))
     if not WHOLE and os.path.exists(PARAMS):
         schema.parse(PARAMS)
 except UserError as e:
