@@ -69,15 +69,13 @@ class CodeDecoder(nn.Module):
         own = z.unflatten(1, (self.count, -1))[torch.arange(len(z), device=z.device), codes]
         return self.decoder(own, trunk)
 
-    def forward(self, z: Tensor, trunk: Trunk, which: Sequence[int] | None = None) -> Tensor:
-        """The sum of the fields of the codes ``which`` (all of them where None), (B, 3, H, W): what the whole z, or a
-        part of it, adds (Eq. 7)."""
-        fields = self.fields(z, trunk)
-        return fields.sum(1) if which is None else fields[:, list(which)].sum(1)
+    def forward(self, z: Tensor, trunk: Trunk) -> Tensor:
+        """The sum of the fields of all codes, (B, 3, H, W): what z adds (Eq. 7)."""
+        return self.fields(z, trunk).sum(1)
 
 
 class Only(nn.Module):
-    """A code decoder in which only the codes ``which``, one at least, guide."""
+    """A code decoder in which only the codes ``which``, one at least, guide: what a part of z adds (Eq. 7)."""
 
     def __init__(self, decoder: CodeDecoder, which: Sequence[int]) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ def test_only_the_field_of_one_code_guides() -> None:
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         trunk, found = model.dm(x, t)
-        return found + table.noise_shift(t) * model.decoder(z, trunk, (1,))
+        return found + table.noise_shift(t) * model.decoder.fields(z, trunk)[:, 1]
 
     with torch.no_grad():
         expected = ddim.sample(noise, x_T, model.cfg.steps, table, clip=False, solver="ddim")
