@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What takes longest begins first where there are workers; else files come in their order."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (*FIRST, folder(item.path)).index(folder(item.path)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told when it comes, in a line: the whole report is half an hour away."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        cause = str(crash.message if crash else report.longrepr).strip().partition("\n")[0]
+        print(f"\n{report.when} of {report.nodeid}: {cause}", file=sys.__stderr__, flush=True)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -72,7 +73,9 @@ def edited(once_pulled: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict
     def plan(leaf: str, value: Any) -> tuple[set[str], set[str]]:
         clone = once_pulled.copy(folder / leaf)
         clone.edit(leaf, value)
-        return changed_levels(clone), planned_levels(clone)
+        levels = changed_levels(clone), planned_levels(clone)
+        shutil.rmtree(clone.root)  # thirty megabytes each
+        return levels
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         plans = {leaf: pool.submit(plan, leaf, value) for leaf, value, _ in EDITS}
