@@ -1,5 +1,4 @@
-"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too. It is long
-because the stages are many: a function and a few arguments for each."""
+"""The command line: one subcommand per stage. Snakemake's rules call it; it works without Snakemake too."""
 
 from __future__ import annotations
 
@@ -12,9 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from diffsiam import params, schema
+from diffsiam import commands, params
 from diffsiam.errors import UserError
 
 # What the system says of a place that this user may not so much as look into, or that cannot be: wherever it is met.
@@ -35,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             launch.replace_process("diffsiam.cli", argv or sys.argv[1:], args.processes, args.nodes)
         _check_out(args.stage, args.out)
         untracked, began = os.environ.get(params.VARIABLE), time.time()
-        args.run(args, params.read(_rest(args, untracked), *(args.params or ["params.yaml"])))
+        commands.RUN[args.stage](args, params.read(_rest(args, untracked), *(args.params or ["params.yaml"])))
         if untracked is None and args.ruled:  # what a rule would make, and no rule's job
             from diffsiam import records
 
@@ -88,202 +86,6 @@ def _check_out(stage: str, out: Path) -> None:
         raise UserError(f"--out {out}: is a {other}, and {stage} writes a {wanted}. Name another, or delete it first.")
 
 
-def _data(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.data import prepare
-
-    cfg = params.section(raw, params.Data)
-    prepare.run(args.dataset, cfg, args.out, args.attributes, raw.get("datasets"))
-
-
-def _attributes(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.data import scene_attributes
-
-    sections = params.section(raw, params.Data), params.section(raw, params.Runtime)
-    scene_attributes.run(args.dataset, args.names, *sections, args.out)
-
-
-def _diffusion(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.training import diffusion
-
-    cfg, rt = params.section(raw, params.Diffusion), params.section(raw, params.Runtime)
-    diffusion.run(cfg, rt, args.data, args.out, args.checkpoint, _root(raw), args.events)
-
-
-def _representation(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.training import methods, representation
-
-    rt = params.section(raw, params.Runtime)
-    if methods.lookup(args.method).frozen:
-        from diffsiam.evaluation import frozen
-
-        cfg = params.section(raw, params.FrozenDm)
-        return frozen.run(cfg, rt, args.data, args.diffusion, args.out, seed=args.seed, root=_root(raw))
-    trained = params.section(raw, params.Representation)
-    folders = (args.data, args.diffusion, args.out, args.checkpoint)
-    return representation.run(args.method, trained, rt, *folders, seed=args.seed, events=args.events, root=_root(raw))
-
-
-def _root(raw: dict[str, Any]) -> Path:
-    """Folder of the raw data sets."""
-    return params.place(raw.get("data", {}).get("root", "resources"))
-
-
-def _features(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import features
-
-    cfg, rt = params.section(raw, params.Features), params.section(raw, params.Runtime)
-    features.run(args.encoder, args.data, cfg, rt, args.out, mirror=args.mirror)
-
-
-def _linear(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import linear
-
-    cfg = params.section(raw, params.Linear)
-    linear.run(args.features, args.meta, cfg, args.out, method=args.method, seed=args.seed)
-
-
-def _fewshot(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import fewshot
-
-    cfg = params.section(raw, params.FewShot)
-    fewshot.run(args.features, args.meta, cfg, args.out, method=args.method, seed=args.seed)
-
-
-def _probmask(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import probmask
-
-    cfg, rt = params.section(raw, params.ProbMask), params.section(raw, params.Runtime)
-    if args.dims is not None and args.attribute is None:
-        raise UserError("--dims: those of --attribute. Name one, or edit probmask.attributes.")
-    which = {"attribute": args.attribute, "dims": args.dims or 16}
-    probmask.run(args.encoder, args.data, cfg, rt, args.out, root=_root(raw), **which)
-
-
-def _heads(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import heads
-
-    cfg, whose = params.section(raw, params.Heads), {"method": args.method, "seed": args.seed}
-    heads.run(args.protocol, args.data, cfg, args.out, features=args.features, **whose)
-
-
-def _disentanglement(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import disentanglement
-
-    cfg = params.section(raw, params.Disentanglement)
-    count = raw.get("representation", {}).get("segments", 0)  # of this data set; what else is there may be another's
-    whose = {"method": args.method, "seed": args.seed}
-    disentanglement.run(args.features, args.meta, args.config, cfg, args.out, count=count, **whose)
-
-
-def _disentangled(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import disentangled
-
-    disentangled.run(args.results, args.reference, args.out)
-
-
-def _sheet(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.evaluation import sheets
-
-    cfg = params.section(raw, params.Sheets)
-    sheets.run(args.kind, args.data, cfg, args.out, method=args.method, features=args.features)
-
-
-def _generate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    if args.what == "swaps":
-        return _swaps(args, raw)
-    from diffsiam.generation import figures
-
-    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
-    rest = {"representation": args.representation, "probmask": args.probmask, "classifier": args.classifier}
-    rest["segments"] = params.section(raw, params.Representation).segments
-    figures.run(args.what, *sections, args.data, args.diffusion, args.out, root=_root(raw), **rest)
-    return None
-
-
-def _swaps(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.generation import swaps
-
-    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
-    rest: dict[str, Any] = {"representation": args.representation, "classifier": args.classifier}
-    rest["segments"] = params.section(raw, params.Representation).segments
-    settings = params.section(raw, params.Disentanglement).swaps
-    swaps.run(*sections, settings, args.data, args.diffusion, args.out, root=_root(raw), **rest)
-
-
-def _counterfactual(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.generation import pictures
-
-    pictures.counterfactual(args.pictures, args.segments, _trained(args, raw), args.out, scales=args.scales)
-
-
-def _manipulate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.generation import pictures
-
-    which = {"attribute": args.attribute, "dims": args.dims, "scales": args.scale}
-    pictures.manipulate(args.picture, _trained(args, raw), args.out, **which)
-
-
-def _restore(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.generation import pictures
-    from diffsiam.report import save, strips
-
-    pictures.check_png(args.out)
-    trained = _trained(args, raw)
-    made = pictures.restored(args.picture, args.segments, args.levels, trained, noise_seed=args.noise_seed)
-    save.save(strips.restored(made, trained.method, trained.pretrain), args.out)
-
-
-def _samples(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.generation import pictures, samples
-    from diffsiam.report import save, strips
-
-    pictures.check_png(args.out)
-    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
-    name = args.pretrain or raw.get("pretrain", "")
-    folders = args.results / "data" / name, args.results / "diffusion" / name
-    made = samples.draw(*sections, *folders, count=args.count, seed=args.noise_seed, root=_root(raw))
-    save.save(strips.samples(made, name), args.out)
-    print(samples.summary(made))
-
-
-def _trained(args: argparse.Namespace, raw: dict[str, Any]) -> Any:
-    """The trained networks that the options name."""
-    from diffsiam.generation import pictures
-
-    sections = params.section(raw, params.Generation), params.section(raw, params.Runtime)
-    return pictures.Trained(args.results, args.pretrain or raw.get("pretrain", ""), args.method, args.seed, *sections)
-
-
-def _table(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import attributes, tables
-
-    if args.table == "attributes":
-        reference = args.reference or _reference("diti_attributes.csv")
-        return attributes.run(args.results, args.meta, args.config, reference, args.pretrain, args.out)
-    reference = args.reference or _reference(f"thesis_table{args.table}.csv")
-    tables.run(args.table, args.results, args.meta, args.config, reference, args.out)
-
-
-def _reference(file: str) -> Path:
-    """Published numbers, as they come with the package."""
-    return schema.WORKFLOW / "reference" / file
-
-
-def _numbers(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import numbers
-
-    numbers.run(args.results, args.out)
-
-
-def _figure(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import captions, figures
-
-    ranges = raw.get("figures", {}).get("early_middle_late", [])
-    inputs = figures.Inputs(args.dataset, dict(args.input), [(start, stop) for start, stop in ranges])
-    figures.run(args.figure, inputs, args.out)
-    captions.write(args.figure, inputs, args.out.with_suffix(".rst"))
-
-
 def _named(text: str) -> tuple[str, Path]:
     """``NAME=FILE``."""
     name, _, file = text.partition("=")
@@ -292,104 +94,15 @@ def _named(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
-def _summary(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import summary
-
-    references = args.reference or [_reference(f"thesis_table{table}.csv") for table in ("4_1", "4_2")]
-    summary.run(args.linear, args.fewshot, references, args.pretrain, args.out)
-
-
-def _provenance(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import provenance
-
-    provenance.run(args.meta, args.training, args.out)
-
-
-def _page(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import page
-
-    page.run(args.results, args.pretrain, args.out)
-
-
-def _curve(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import curve
-
-    curve.run(args.linear, args.pretrain, args.out)
-
-
-def _search(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import searched
-
-    searched.run(args.linear, args.meta, args.out)
-
-
-def _evaluate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.data import own
-    from diffsiam.evaluation import external, protocols
-    from diffsiam.report import summary
-
-    _check_sources(args)
-    data, entries = own.entered(args.data, raw.get("datasets", {}))
-    cfg = protocols.Settings(
-        params.section(raw, params.Data),
-        params.section(raw, params.Features),
-        params.section(raw, params.Linear),
-        params.section(raw, params.FewShot),
-        params.section(raw, params.Runtime),
-    )
-    if args.features is not None:
-        data, refused = protocols.run_features(
-            args.features, cfg, args.out, metric=args.metric or "accuracy", seed=args.seed
-        )
-    else:
-        mean, std = (None if values is None else tuple(values) for values in (args.mean, args.std))
-        encoder = external.Options(args.part, args.stem or external.STEMS[0], mean, std)
-        options = {"weights": args.weights, "image_size": args.image_size, "options": encoder, "seed": args.seed}
-        refused = protocols.run(args.encoder, data, cfg, args.out, **options, entries=entries)
-    print(summary.encoder(args.out, data, refused, args.out / "summary.md"), end="")
-    if unprepared := [reason for (_, what), reason in refused.items() if what == "data"]:
-        raise UserError(f"{' '.join(unprepared)} The other data sets' results stand.")
-
-
-def _check_sources(args: argparse.Namespace) -> None:
-    """`evaluate` has two kinds of sources, each with options of its own, which the other would pass over."""
-    of_encoders = ("weights", "data", "image_size", "part", "mean", "std", "stem")
-    kind, other, options = (
-        ("--features", "--encoder", of_encoders) if args.features else ("--encoder", "--features", ("metric",))
-    )
-    if given := [f"--{name.replace('_', '-')}" for name in options if vars(args)[name]]:
-        raise UserError(f"{', '.join(given)}: for {other}, and {kind} was given. Leave it out.")
-
-
-def _publish(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam import publish
-
-    publish.publish(args.folder, args.out, args.license, args.to)
-
-
-def _fetch(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam import publish
-
-    publish.fetch(args.repository, args.revision, args.out)
-
-
-def _crate(args: argparse.Namespace, raw: dict[str, Any]) -> None:
-    from diffsiam.report import crate
-
-    crate.run(args.out)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffsiam", description="One stage of the DiffSiam pipeline; `snakemake --cores all tables` runs them all."
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def stage(
-        name: str, run: Any, text: str, *, ruled: bool = True, configured: bool = True
-    ) -> argparse.ArgumentParser:
+    def stage(name: str, text: str, *, ruled: bool = True, configured: bool = True) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, processes=1, ruled=ruled, data=None, params=None if configured else ["{}"])
+        sub.set_defaults(processes=1, ruled=ruled, data=None, params=None if configured else ["{}"])
         if configured:
             sub.add_argument(
                 "--params",
@@ -417,59 +130,58 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--processes", type=int, default=1, metavar="N", help="train on N GPUs (or CPU processes)")
         sub.add_argument("--nodes", type=int, default=1, metavar="N", help="of the SLURM allocation that share them")
 
-    sub = stage("data", _data, "Prepare a data set: find or download it, and write arrays of one size.")
+    sub = stage("data", "Prepare a data set: find or download it, and write arrays of one size.")
     sub.add_argument("dataset", help="name of the data set, built in or of section datasets")
     sub.add_argument("--attributes", type=Path, metavar="CSV", help="attributes of a data set without its own")
 
-    sub = stage("attributes", _attributes, "Make a table of pseudo-labels by a scene-attribute predictor.")
+    sub = stage("attributes", "Make a table of pseudo-labels by a scene-attribute predictor.")
     sub.add_argument("dataset", help="name of the data set")
     sub.add_argument("--names", nargs="+", required=True, metavar="NAME", help="attributes to predict")
 
-    training_options(stage("diffusion", _diffusion, "Pretrain the diffusion model (Eq. 3.4) or fetch one."))
+    training_options(stage("diffusion", "Pretrain the diffusion model (Eq. 3.4) or fetch one."))
 
-    sub = stage("representation", _representation, "Train an encoder by one method (Eq. 3.9 to 3.12).")
+    sub = stage("representation", "Train an encoder by one method (Eq. 3.9 to 3.12).")
     sub.add_argument("method", help="row of the METHODS table")
     sub.add_argument("--diffusion", type=Path, metavar="DIR", help="the frozen diffusion model, diffusers' layout")
     sub.add_argument("--seed", type=int, required=True)
     training_options(sub)
 
-    sub = stage("features", _features, "Extract the features of a data set by a frozen encoder.")
+    sub = stage("features", "Extract the features of a data set by a frozen encoder.")
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="weights, beside their config.json")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
-
     sub.add_argument("--mirror", action="store_true", help="add those of the train images' mirror images, for heads")
 
-    encoder_options(stage("linear", _linear, "Many-shot protocol: linear probe (Table 4.1)."))
-    encoder_options(stage("fewshot", _fewshot, "Few-shot protocol: 5-way episodes (Table 4.2)."))
+    encoder_options(stage("linear", "Many-shot protocol: linear probe (Table 4.1)."))
+    encoder_options(stage("fewshot", "Few-shot protocol: 5-way episodes (Table 4.2)."))
 
-    sub = stage("probmask", _probmask, "Fit attribute classifiers on few dimensions of z (ProbMask).")
+    sub = stage("probmask", "Fit attribute classifiers on few dimensions of z (ProbMask).")
     sub.add_argument("--encoder", type=Path, required=True, metavar="FILE", help="encoder_ema.safetensors")
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with attributes")
     sub.add_argument("--attribute", metavar="NAME", help="this one only (default: those of probmask.attributes)")
     sub.add_argument("--dims", type=int, metavar="D", help="its dimensions (default: 16)")
 
-    sub = stage("heads", _heads, "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
+    sub = stage("heads", "DiTi's evaluations: attributes, continuous labels, by one linear layer on features.")
     sub.add_argument("protocol", choices=["attributes", "regression"])
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set with such labels")
     sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the floor of the pixels")
     sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
     sub.add_argument("--seed", type=int, help="the encoder's seed, for the record")
 
-    sub = stage("disentanglement", _disentanglement, "Score codes against known factors (docs/disentangle.md).")
+    sub = stage("disentanglement", "Score codes against known factors (docs/disentangle.md).")
     encoder_options(sub)
     sub.add_argument("--config", type=Path, required=True, metavar="JSON", help="config.json of the encoder")
 
-    sub = stage("sheet", _sheet, "Neighbours, a map or the segments of an encoder's test features (docs/sheets.md).")
+    sub = stage("sheet", "Neighbours, a map or the segments of an encoder's test features (docs/sheets.md).")
     sub.add_argument("kind", choices=["neighbours", "embedding", "segments"])
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
     sub.add_argument("--features", type=Path, metavar="NPZ", help="of that data set; not for the images themselves")
     sub.add_argument("--method", required=True, help="the encoder's method, for the record; pixels: no encoder")
 
-    sub = stage("disentangled", _disentangled, "Collect scores of disentanglement as CSV, Markdown and LaTeX.")
+    sub = stage("disentangled", "Collect scores of disentanglement as CSV, Markdown and LaTeX.")
     sub.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="scores to collect")
     sub.add_argument("--reference", type=Path, required=True, metavar="CSV", help="the published numbers")
 
-    sub = stage("generate", _generate, "Make the arrays behind a figure, or the numbers beside them.")
+    sub = stage("generate", "Make the arrays behind a figure, or the numbers beside them.")
     sub.add_argument("what", choices=["denoise", "counterfactual", "manipulation", "swaps", "classifier", "numbers"])
     sub.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared data set")
     sub.add_argument("--diffusion", type=Path, metavar="DIR", help="frozen diffusion model; not for classifier")
@@ -488,7 +200,6 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage(
         "counterfactual",
-        _counterfactual,
         "Segments of one picture's z replaced by another's (Algorithm 2).",
         ruled=False,
     )
@@ -497,28 +208,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--scales", type=float, nargs="+", metavar="S", help="0 to 1 (default: generation.scales)")
     trained_options(sub)
 
-    sub = stage("manipulate", _manipulate, "Push a picture along an attribute (Algorithm 3).", ruled=False)
+    sub = stage("manipulate", "Push a picture along an attribute (Algorithm 3).", ruled=False)
     sub.add_argument("picture", type=Path, metavar="PICTURE", help="an image file of any size")
     sub.add_argument("--attribute", required=True, metavar="NAME", help="one that has a trained classifier")
     sub.add_argument("--dims", metavar="D", help="dimensions of the classifier, or all (default: the fewest there are)")
     sub.add_argument("--scale", type=float, nargs="+", metavar="S", help="default: generation.manipulation_scales")
     trained_options(sub)
 
-    sub = stage("restore", _restore, "A picture under noise, restored without and with segments of z.", ruled=False)
+    sub = stage("restore", "A picture under noise, restored without and with segments of z.", ruled=False)
     sub.add_argument("picture", type=Path, metavar="PICTURE", help="an image file of any size")
     sub.add_argument("--segments", nargs="+", required=True, metavar="A-B", help="half-open from 0: 0-8 is z_1 .. z_8")
     sub.add_argument("--levels", type=int, nargs="+", default=[200, 500, 800], metavar="T", help="default: 200 500 800")
     sub.add_argument("--noise-seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     trained_options(sub)
 
-    sub = stage(
-        "samples", _samples, "What the diffusion model makes of noise alone, and whether it copies.", ruled=False
-    )
+    sub = stage("samples", "What the diffusion model makes of noise alone, and whether it copies.", ruled=False)
     sub.add_argument("--count", type=int, default=24, metavar="N", help="default: 24")
     sub.add_argument("--noise-seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     place_options(sub)
 
-    sub = stage("table", _table, "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
+    sub = stage("table", "Collect results into Table 4.1, 4.2 or that of attributes: CSV, Markdown, LaTeX.")
     sub.add_argument("table", choices=["4_1", "4_2", "attributes"])
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="JSON", help="results to collect")
     sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
@@ -528,17 +237,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=Path, metavar="CSV", help="published numbers (default: the package's)")
     sub.add_argument("--pretrain", default="", metavar="NAME", help="what encoders were trained on; for attributes")
 
-    sub = stage("figure", _figure, "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
+    sub = stage("figure", "Draw a figure from stored arrays: PNG, PDF, and what it shows as text.")
     sub.add_argument("figure", metavar="NUMBER", help="1_1, 3_1, 4_1 to 4_9, or a word such as neighbours")
     sub.add_argument("--dataset", required=True, metavar="NAME", help="data set, for the title")
     sub.add_argument(
         "--input", type=_named, nargs="+", required=True, metavar="NAME=FILE", help="arrays or history by method"
     )
 
-    sub = stage("numbers", _numbers, "Collect the numbers beside the figures as CSV and Markdown.")
+    sub = stage("numbers", "Collect the numbers beside the figures as CSV and Markdown.")
     sub.add_argument("--results", type=Path, nargs="+", required=True, metavar="CSV", help="numbers_<method>.csv")
 
-    sub = stage("summary", _summary, "Put the methods side by side, with paired differences beside it: CSV, PNG, PDF.")
+    sub = stage("summary", "Put the methods side by side, with paired differences beside it: CSV, PNG, PDF.")
     for protocol in ("linear", "fewshot"):
         sub.add_argument(f"--{protocol}", type=Path, nargs="+", required=True, metavar="JSON", help="its results")
     sub.add_argument(
@@ -546,29 +255,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that transfer averages leave out")
 
-    sub = stage("provenance", _provenance, "Collect the data, and what trained the networks, where, in what time.")
+    sub = stage("provenance", "Collect the data, and what trained the networks, where, in what time.")
     sub.add_argument("--meta", type=Path, nargs="+", required=True, metavar="JSON", help="meta.json of the data sets")
     sub.add_argument(
         "--training", type=Path, nargs="+", required=True, metavar="JSON", help="config.json or training.json"
     )
 
-    sub = stage("page", _page, "Put every table and figure that is there on one page, with its claim beside it: HTML.")
+    sub = stage("page", "Put every table and figure that is there on one page, with its claim beside it: HTML.")
     sub.add_argument("--results", type=Path, required=True, metavar="DIR", help="the folder that holds the tables")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set that the encoders were trained on")
 
-    sub = stage("search", _search, "Settings that were tried, by their validation accuracy, as CSV and Markdown.")
+    sub = stage("search", "Settings that were tried, by their validation accuracy, as CSV and Markdown.")
     sub.add_argument(
         "--linear", type=Path, nargs="+", required=True, metavar="JSON", help="results of the linear probe"
     )
     sub.add_argument("--meta", type=Path, required=True, metavar="JSON", help="meta.json of the data set")
 
-    sub = stage("curve", _curve, "Linear validation accuracy over training, as CSV, PNG and PDF.")
+    sub = stage("curve", "Linear validation accuracy over training, as CSV, PNG and PDF.")
     sub.add_argument("--linear", type=Path, nargs="+", required=True, metavar="JSON", help=".../step<N>/<set>.json")
     sub.add_argument("--pretrain", required=True, metavar="NAME", help="data set with a panel of its own")
 
-    sub = stage(
-        "evaluate", _evaluate, "The tables' protocols on any encoder: torchvision's, timm's or your own.", ruled=False
-    )
+    sub = stage("evaluate", "The tables' protocols on any encoder: torchvision's, timm's or your own.", ruled=False)
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--encoder", metavar="PATH_OR_NAME", help="torchvision:NAME, timm:NAME or a file")
     source.add_argument("--features", type=Path, metavar="NPZ", help="features of your own in place of an encoder's")
@@ -587,18 +294,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="for the record")
 
     unruled = {"ruled": False, "configured": False}
-    sub = stage("publish", _publish, "Make a folder with a model card of a trained network, to upload.", **unruled)
+    sub = stage("publish", "Make a folder with a model card of a trained network, to upload.", **unruled)
     sub.add_argument(
         "folder", type=Path, metavar="FOLDER", help="results/representation/DATA/METHOD/seedK or results/diffusion/DATA"
     )
     sub.add_argument("--license", default="other", help="of the weights, in the Hub's words (default: other)")
     sub.add_argument("--to", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face Hub")
 
-    sub = stage("fetch", _fetch, "Get back what `diffsiam publish` uploaded.", **unruled)
+    sub = stage("fetch", "Get back what `diffsiam publish` uploaded.", **unruled)
     sub.add_argument("repository", metavar="OWNER/NAME", help="of the Hugging Face Hub")
     sub.add_argument("--revision", required=True, metavar="SHA", help="the commit, 40 hexadecimal digits")
 
-    stage("crate", _crate, "Describe a run as an RO-Crate: ro-crate-metadata.json beside the Snakefile.", **unruled)
+    stage("crate", "Describe a run as an RO-Crate: ro-crate-metadata.json beside the Snakefile.", **unruled)
     return parser
 
 

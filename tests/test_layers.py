@@ -24,6 +24,7 @@ ORDER = [  # a module imports from its own layer and from those above it in this
     {"evaluation", "generation"},
     {"report"},
     {"api", "publish"},
+    {"commands"},
     {"cli"},
 ]
 API_SHELL = [  # the statements of the package's own file

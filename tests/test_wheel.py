@@ -53,13 +53,13 @@ def test_outside_the_clone_the_api_and_the_commands_work_on_a_folder_of_results(
     few = json.dumps({"generation": {"steps": 2}})
     code = f"""
 import diffsiam
-from diffsiam import cli, schema
+from diffsiam import cli, commands, schema
 trained = diffsiam.load_representation("results", "sprites", params={few!r})
 print("z", tuple(diffsiam.invert(trained, "a.png")[0].shape))
 options = ["--params", "demo", "--params", {few!r}, "--pretrain", "sprites", "--out", "strip.png"]
 print("status", cli.main(["counterfactual", "a.png", "a.png", "--segments", "0-2", *options]))
 print("schema", schema.SCHEMA)
-print("thesis", cli._reference("thesis_table4_1.csv").is_file(), cli._reference("thesis_table4_2.csv").is_file())
+print("thesis", *(commands._reference(f"thesis_table{{table}}.csv").is_file() for table in ("4_1", "4_2")))
 page = ["page", "--results", "results", "--pretrain", "sprites", "--out", "results/index.html", "--params", "demo"]
 print("page", cli.main(page))
 """
