@@ -309,6 +309,7 @@ RUN: dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]] = {
     "sheet": _sheet,
     "disentangled": _disentangled,
     "generate": _generate,
+    "counterfactual": _counterfactual,
     "manipulate": _manipulate,
     "restore": _restore,
     "samples": _samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffsiam import cli, params
+from diffsiam import cli, commands, params
 from diffsiam.evaluation import features
 
 FULL = (
@@ -106,6 +107,11 @@ def test_a_file_in_the_place_of_a_folder_is_found_before_the_work(
     (tmp_path / "x").touch()
     assert cli.main([*command.split(), "--out", str(tmp_path / "x"), "--params", "{}"]) == 2
     assert f"--out {tmp_path / 'x'}: is a file, and {command.split()[0]} writes a folder" in capsys.readouterr().err
+
+
+def test_every_stage_of_the_command_line_runs_something() -> None:
+    stages = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert list(stages) == list(commands.RUN)
 
 
 def test_a_stage_writes_a_folder_where_its_rule_asks_for_several_files() -> None:
