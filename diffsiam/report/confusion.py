@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
-from diffsiam.report.figures import method_title
+from diffsiam.report.figures import literal, method_title
 from diffsiam.report.paired import color
 
 _PAIRS = 8  # that are shown of each data set
@@ -88,7 +88,7 @@ def _matrix(ax: Axes, one: Confusion) -> None:
         ax.text(0.5, 0.5, f"{one.dataset}: {len(one.classes)} classes,\ntoo many for a matrix", ha="center", fontsize=8)
         return
     ax.imshow(one.mean, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-    names = [name[:14] for name in one.classes]
+    names = [literal(name[:14]) for name in one.classes]
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     ax.set_yticks(range(len(names)), names, fontsize=6)
     ax.set_xlabel("answer", fontsize=7)
@@ -104,7 +104,7 @@ def _pairs(ax: Axes, one: Confusion) -> None:
     for i, (method, shares) in enumerate(one.shares.items()):
         y = np.arange(len(pairs)) + 0.6 * ((i + 0.5) / len(one.shares) - 0.5)
         ax.plot([100 * shares[a, b] for a, b in pairs], y, "o", ms=3.5, color=color(method), label=method_title(method))
-    names = [f"{one.classes[a][:18]} as {one.classes[b][:18]}" for a, b in pairs]
+    names = [literal(f"{one.classes[a][:18]} as {one.classes[b][:18]}") for a, b in pairs]
     ax.set_yticks(range(len(pairs)), names, fontsize=7)
     ax.set_ylim(len(pairs) - 0.5, -0.5)
     ax.set_xlim(left=-0.02 * ax.get_xlim()[1])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from diffsiam import runtime
 from diffsiam.errors import UserError
-from diffsiam.report.figures import Grid, Inputs, method_title, size
+from diffsiam.report.figures import Grid, Inputs, literal, method_title, size
 
 _COUNTERFACTUAL = ("images", "reverse", "sources", "targets", "ranges", "scales", "indices")
 _MANIPULATION = ("images", "originals", "attributes", "dims", "masked", "scales", "indices")
@@ -178,11 +178,11 @@ def manipulation(inputs: Inputs, *, full: bool, side_by_side: bool = False) -> F
         for s in samples if side_by_side else []:
             blocks.append([block(name, i, s) for name in arrays])
             changes.append([f"{m[i, s].mean():.1f}" for m in moves.values()])
-            left.append(f"{attribute}, {words}\ntest image {first['indices'][s]}")
+            left.append(f"{literal(attribute)}, {words}\ntest image {first['indices'][s]}")
         for name in () if side_by_side else arrays:
             blocks.append([block(name, i, s) for s in samples])
             level = moves[name][i, samples].mean()
-            left.append(f"{_short(attribute)}\n{_short(method_title(name))}\n{words}, change {level:.1f}")
+            left.append(f"{literal(_short(attribute))}\n{_short(method_title(name))}\n{words}, change {level:.1f}")
     kind = "all of z" if full else "few dimensions of z"
     title = f"Pushed along an attribute, by {kind}: {inputs.dataset}, {size(first['images'])}"
     note = (

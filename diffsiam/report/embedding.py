@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from diffsiam.report.figures import literal
 from diffsiam.report.neighbours import title
 
 Arrays = Mapping[str, np.ndarray]  # of `diffsiam.evaluation.sheets.embedding`
@@ -56,7 +57,7 @@ def draw(records: Sequence[Arrays], dataset: str) -> Figure:
     for ax in axes[len(records) :]:
         ax.axis("off")
     shown = [(name, palette[k]) for k, name in enumerate(names)] + ([("others", _REST)] if (colour < 0).any() else [])
-    marks = [Line2D([], [], ls="", marker="o", ms=5, color=c, label=name) for name, c in shown]
+    marks = [Line2D([], [], ls="", marker="o", ms=5, color=c, label=literal(name)) for name, c in shown]
     fig.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     fig.suptitle(f"{len(colour)} test images on a map: {dataset}", fontsize=10)
     return fig

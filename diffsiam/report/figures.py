@@ -179,6 +179,11 @@ def _letters(text: str) -> int:
     return max(len(re.sub(r"\\[a-z]+|[${}_]", "", line)) for line in text.split("\n"))
 
 
+def literal(name: str) -> str:
+    """A class or an attribute as it is called: two dollar signs in a name would be a formula to matplotlib."""
+    return name.replace("$", r"\$")
+
+
 def size(images: np.ndarray) -> str:
     """Height and width of images (..., H, W, 3)."""
     return f"{images.shape[-3]}x{images.shape[-2]}"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from diffsiam.evaluation import heads
-from diffsiam.report.figures import method_title, mosaic
+from diffsiam.report.figures import literal, method_title, mosaic
 
 Arrays = Mapping[str, np.ndarray]  # of `diffsiam.evaluation.sheets.neighbours`
 
@@ -68,7 +68,7 @@ def _labels(record: Arrays) -> list[str]:
     """Number and class of each query."""
     names = [f"image {i}" for i in record["queries"]]
     if bool(record["classes"]):
-        classes = [str(record["names"][k])[:16] for k in record["labels"][:, 0]]
+        classes = [literal(str(record["names"][k])[:16]) for k in record["labels"][:, 0]]
         names = [f"{known}\n{text}" for known, text in zip(classes, names, strict=True)]
     return names
 

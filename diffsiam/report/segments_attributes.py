@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffsiam import runtime
-from diffsiam.report.figures import method_title
+from diffsiam.report.figures import literal, method_title
 
 _COLUMNS = 2  # panels in a row
 _BLANK = 1  # columns between the segments and all of z
@@ -55,7 +55,7 @@ def _panel(ax: Axes, record: Mapping[str, Any], top: float) -> Any:
     best = np.argmax(grid[:, :count], axis=1)
     ax.plot(best, range(len(best)), "o", ms=3, mfc="C1", mec="white", mew=0.4)
     names = zip(record["attributes"], record["chance"], strict=True)
-    ax.set_yticks(range(len(grid)), [f"{name} ({chance:.0f} %)" for name, chance in names], fontsize=6.5)
+    ax.set_yticks(range(len(grid)), [f"{literal(name)} ({chance:.0f} %)" for name, chance in names], fontsize=6.5)
     ticks = range(0, count, math.ceil(count / 8))
     ax.set_xticks([*ticks, grid.shape[1] - 1], [*(str(k + 1) for k in ticks), "all"], fontsize=7)
     ax.set_xlabel("segment of z", fontsize=7.5)

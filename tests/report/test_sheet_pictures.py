@@ -9,9 +9,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 
 from diffsiam import cli, runtime
-from diffsiam.report import embedding, entries, neighbours, segments_attributes
+from diffsiam.report import confusion, embedding, entries, figures, neighbours, segments_attributes
+from tests.report import small_pictures as small
+from tests.report import test_confusion
 from tests.report.small_pictures import pictures
 from tests.report.test_figures import legible, texts
 
@@ -62,6 +65,31 @@ def test_words_overlap_nowhere_and_can_be_read_where_the_figure_is_900_pixels_wi
     assert all(ax.get_window_extent().x1 < fig.bbox.x1 - 2 for ax in fig.axes)
     for text in texts(fig):
         assert text.get_fontsize() / 72 * 900 / fig.get_size_inches()[0] >= 7, text.get_text()
+
+
+PRICED = "$_$"  # as a formula it ends the drawing
+
+
+def priced(folder: Path) -> dict[str, Figure]:
+    """Every figure that has names of a user's data set, each name with two dollar signs."""
+    truth = [[5, 5, 0], [0, 9, 1], [0, 0, 10]]
+    mistakes = test_confusion.found(folder, [test_confusion.result("pdae", 0, truth, [f"{c}{PRICED}" for c in "abc"])])
+    with np.load(small.manipulation(folder, "pdae")) as arrays:
+        edits = {**arrays, "attributes": np.array([PRICED] * 4)}
+    np.savez(folder / "edits.npz", **edits)
+    inputs = figures.Inputs("a", {"pdae": folder / "edits.npz"}, [])
+    return {
+        "neighbours": neighbours.draw([nearest("pdae", 0, names=[PRICED] * 3)], "a"),
+        "embedding": embedding.draw([points("pdae", names=[PRICED] * 12)], "a"),
+        "segments": segments_attributes.draw([cut("pdae") | {"attributes": [PRICED] * 16}]),
+        "confusion": confusion.draw(mistakes),
+        **{number: figures.FIGURES[number](inputs) for number in ("4_5", "4_6", "4_7")},
+    }
+
+
+def test_dollar_signs_in_a_name_are_drawn_as_they_are(tmp_path: Path) -> None:
+    for name, fig in priced(tmp_path).items():
+        assert any(PRICED in text.get_text().replace(r"\$", "$") for text in texts(fig)), name
 
 
 # -------------------------------------------------------------------------------------------------- neighbours
