@@ -27,6 +27,11 @@ class Trunk(NamedTuple):
     hidden: Tensor
 
 
+def feature_sides(cfg: Unet, image_size: int) -> list[int]:
+    """Side in pixels of the feature maps of each level, from the images' own on: each level halves them."""
+    return [image_size // 2**level for level in range(len(cfg.channels))]
+
+
 class DiffusionModel(nn.Module):
     """A noise-predicting U-Net (Ho et al.), with `predict_noise` and `predict_x0` as its public face.
 
@@ -77,7 +82,7 @@ class DiffusionModel(nn.Module):
     @classmethod
     def create(cls, cfg: Unet, image_size: int) -> DiffusionModel:
         """A network of the given widths, as Ho et al. lay it out: additive time embedding, strided convolutions."""
-        sides = [image_size // 2**level for level in range(len(cfg.channels))]
+        sides = feature_sides(cfg, image_size)
         bad = [c for c in cfg.channels if c % cfg.norm_groups]
         if bad or image_size % 2 ** (len(cfg.channels) - 1) or sides[-1] < 2:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from diffsiam import runtime
 from diffsiam.data import pixels
 from diffsiam.data.images import open_images
 from diffsiam.diffusion import pretrained, schedule
-from diffsiam.models.unet import DiffusionModel
-from diffsiam.params import Diffusion, Runtime
+from diffsiam.models.unet import DiffusionModel, feature_sides
+from diffsiam.params import Diffusion, Runtime, Unet
 from diffsiam.training import loop, record
 from diffsiam.training.inputs import Inputs
 from diffsiam.training.parallel import world
@@ -87,11 +88,25 @@ def pretrain(
         "diffusion model", NoisePrediction(model), {"model": model}, images, make_batch(cfg, device), ["diffusion"]
     )
     with world(device) as here:
+        if here.first and (absent := _without_attention(cfg.unet, images.shape[1])):
+            print(f"diffusion model: {absent}", file=sys.stderr)
         history, averaged = loop.train(task, plan, here)
         if here.first:
             pretrained.write_pipeline(out)
             model.save(out, averaged["model"])
             record.finish(out / "training.json", out / "history.csv", plan, history, began)
+
+
+def _without_attention(cfg: Unet, image_size: int) -> str:
+    """Which of the sides that should have attention no feature map has, in words."""
+    sides = feature_sides(cfg, image_size)
+    absent = [str(side) for side in cfg.attention_resolutions if side not in sides]
+    if not absent:
+        return ""
+    return (
+        f"no attention at {', '.join(absent)} (diffusion.unet.attention_resolutions): the feature maps of images of "
+        f"{image_size}x{image_size} are {', '.join(map(str, sides))} pixels a side"
+    )
 
 
 def make_batch(cfg: Diffusion, device: torch.device) -> Callable[[Inputs], dict[str, Tensor]]:

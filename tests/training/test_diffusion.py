@@ -105,6 +105,18 @@ def test_the_trained_model_is_read_by_diffusers_and_by_us(tmp_path: Path) -> Non
     assert record["precision"] == "float32"
 
 
+@pytest.mark.parametrize(("sides", "said"), [([4], ""), ([4, 5, 16], "no attention at 5, 16"), ([], "")])
+def test_attention_that_no_feature_map_gets_is_told(
+    sides: list[int], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny.section(params.Diffusion, steps=1, unet={"attention_resolutions": sides})
+    rt, data = tiny.section(params.Runtime), tiny.data(tmp_path / "data")
+    diffusion.run(cfg, rt, data, tmp_path / "out", tmp_path / "c.pt", tmp_path)
+    printed = capsys.readouterr().err
+    assert ("no attention" in printed) == bool(said)
+    assert said in printed
+
+
 def test_noise_prediction_is_the_mean_squared_error_on_the_noise() -> None:
     """Eq. 3.4 without its weight, which is 1 / (1 - abar_t) on the noise."""
     model = tiny.diffusion_model()
