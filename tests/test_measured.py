@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "measured"
@@ -120,3 +121,18 @@ def test_the_search_on_the_page_shows_every_run_of_its_file() -> None:
     shown = {(float(w), t, seed): float(x) for w, t, *xs in rows for seed, x in enumerate(xs) if x}
     runs = pd.read_csv(MEASURED / "cifar-study" / "search.csv").set_index(["diffusion_weight", "time_input", "seed"])
     assert shown == runs["validation_accuracy"].round(2).to_dict()
+
+
+def test_gains_of_simsiams_rate_are_those_of_its_seeds() -> None:
+    found = pd.read_csv(MEASURED / "simsiam" / "seeds.csv")
+    page = (MEASURED / "README.md").read_text()
+    columns = {"linear": "linear", "1-shot": "shot1", "5-shot": "shot5", "10-shot": "shot10"}
+    rows = re.findall(r"^\| (transfer|CIFAR-10), (\S+) \|(.*)\|", page, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for where, protocol, shown in rows:
+        kept = found[(found["dataset"] == "CIFAR10") == (where == "CIFAR-10")]
+        mean = kept.groupby(["seed", "learning_rate"])[columns[protocol]].mean().unstack()
+        gain = (mean[0.2] - mean[0.05]).loc[[101, 0, 2]]
+        half = stats.t.ppf(0.975, 2) * gain.std() / 3**0.5
+        expected = [*(f"{x:+.1f}" for x in gain), f"{gain.mean():+.1f} ± {half:.1f}"]
+        assert [cell.strip() for cell in shown.split("|")][:4] == expected, (where, protocol)
