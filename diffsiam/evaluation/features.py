@@ -19,7 +19,7 @@ from diffsiam.params import Features, Runtime
 from diffsiam.training.methods import METHODS
 
 _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
-_FEW = 5e11  # operations that one core does while a process sets up a GPU: seconds (docs/gpu.md)
+_FEW = 5e11  # FLOP: ten seconds of one core; beside trainings, such a job took fifteen on a GPU (docs/gpu.md)
 
 
 def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mirror: bool = False) -> None:
