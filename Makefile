@@ -1,7 +1,7 @@
 # Each target sets up .venv first if it is missing. `make PYTHON=python3.12 table` picks another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-TESTS := $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder  # tests/conftest.py divides them
+TESTS := $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder --durations 20  # tests/conftest.py divides them
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 ENGINE ?= $(firstword $(notdir $(shell command -v podman docker)) podman)
 # uv where it is there, which installs the same in a fraction of the time.
