@@ -19,6 +19,8 @@ MEASURED = ROOT / "docs" / "measured"
 RUNS = sorted(path.parent for path in MEASURED.glob("*/params.yaml"))
 # Made before steps were captured, and before figures showed ranges with their own x_T; their parameters say so.
 EARLIER = {"cifar-cpu", "cifar-study", "cifar-gpu"}
+TITLES = {"untrained": "Untrained", "simsiam": "SimSiam", "pdae": "PDAE", "diffsiam_seq": "DiffSiam seq.",
+          "diffsiam_hier": "DiffSiam hier."}  # fmt: skip
 UNTRACKED = {"data": {"root"}, "runtime": {"checkpoint_minutes", "tensorboard"}}  # no result depends on them
 
 
@@ -138,3 +140,28 @@ def test_gains_of_simsiams_rate_are_those_of_its_seeds() -> None:
         half = stats.t.ppf(0.975, 2) * gain.std() / 3**0.5
         expected = [*(f"{x:+.1f}" for x in gain), f"{gain.mean():+.1f} ± {half:.1f}"]
         assert [cell.strip() for cell in shown.split("|")][:4] == expected, (where, protocol)
+
+
+def test_the_repeated_run_on_the_page_is_that_of_its_file() -> None:
+    found = pd.read_csv(MEASURED / "cifar-gpu-again" / "accuracies.csv")
+    transfer = found[found["dataset"] != "CIFAR10"].set_index(["run", "method", "seed"])
+    whole = transfer.dropna(subset=["linear", "shot1"]).groupby(level=[0, 1, 2]).size() == 6
+    means = transfer.groupby(level=[0, 1, 2]).mean(numeric_only=True).loc[whole[whole].index]
+    section = (MEASURED / "README.md").read_text().split("\n## The same again")[1].split("\n## ")[0]
+    rows = {title: cells.split("|") for title, cells in re.findall(r"^\| (\w[^|]+?) \|(.*)\|$", section, re.MULTILINE)}
+    assert rows.keys() == {"method", "Untrained", "SimSiam", "PDAE", "DiffSiam seq.", "DiffSiam hier."}
+    for name, title in TITLES.items():
+        mean = means.loc["a"].loc[name].mean()
+        expected = [f"{mean[key]:.1f}" for key in ("linear", "knn", "shot1", "shot5", "shot10")]
+        expected += [f"{mean['rankme']:.0f}", f"{mean['segments_r2']:.2f}"[1:] if "diffsiam" in name else ""]
+        assert [cell.strip() for cell in rows[title]] == expected, name
+    assert means.loc["a"].loc["diffsiam_seq"].index.tolist() == [1, 2]
+    lead = means.loc["a"].loc["diffsiam_hier"] - means.loc["a"].loc["simsiam"]
+    half = stats.t.ppf(0.975, 2) * lead.std() / 3**0.5
+    shown = {"linear": "3.3 ± 2.1", "shot1": "1.6 ± 0.2", "shot5": "1.9 ± 0.6", "shot10": "1.7 ± 0.8"}
+    assert {key: f"{lead[key].mean():.1f} ± {half[key]:.1f}" for key in shown} == shown
+    assert all(value in section for value in shown.values())
+    moved = (means.loc["b"] - means.loc["a"])[["linear", "shot1", "shot5", "shot10"]].drop("untrained").dropna().abs()
+    assert len(moved) == 7
+    assert [round(moved["linear"].agg(how), 1) for how in ("min", "max", "mean")] == [0.1, 2.3, 1.2]
+    assert round(moved.drop(columns="linear").max().max(), 1) == 0.5

@@ -58,7 +58,7 @@ def _trainings(trainings: Iterable[tuple[dict[str, Any], pd.DataFrame]]) -> list
         seed = record["seed"] if "method" in record else params["diffusion"]["seed"]
         uses = [f"{last[name]:.2f}" if name in last else "" for name in ("spread", "participation")]
         ended = collected["date"][:16].replace("T", " ")
-        facts = [str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.2f}", f"{last['loss']:.4f}"]
+        facts = [str(seed), f"{last['step']:.0f}", str(batch), f"{spent:.3f}", f"{last['loss']:.4f}"]
         rows.append([title, *facts, *uses, ended])
     return [
         f"**What made these numbers.** {total:.2f} hours of training, added up, evaluation aside; of interrupted",

@@ -63,9 +63,9 @@ def test_every_training_has_its_row_also_by_an_older_history_and_hours_count_eve
     provenance.run([], trainings, tmp_path / "provenance.md")
     text = (tmp_path / "provenance.md").read_text()
     found = small_results.rows(text)
-    assert found["Diffusion model",] == ["7", "30", "9", "0.01", "0.2500", "", "", "2026-01-02 03:04"]
-    assert found["SimSiam",] == ["1", "360", "100", "1.00", "-0.7500", "0.62", "", "2026-01-02 03:04"]
-    assert found["DiffSiam hier.",] == ["1", "360", "100", "2.00", "-0.1250", "0.50", "3.12", "2026-01-02 03:04"]
+    assert found["Diffusion model",] == ["7", "30", "9", "0.006", "0.2500", "", "", "2026-01-02 03:04"]
+    assert found["SimSiam",] == ["1", "360", "100", "1.000", "-0.7500", "0.62", "", "2026-01-02 03:04"]
+    assert found["DiffSiam hier.",] == ["1", "360", "100", "2.000", "-0.1250", "0.50", "3.12", "2026-01-02 03:04"]
     assert ("Untrained",) not in found
     assert "3.01 hours of training" in text
 
