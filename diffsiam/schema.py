@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import math
+import re
 import shlex
 import sys
 import typing
@@ -83,6 +84,10 @@ def _with(own: list[str]) -> dict[str, Any]:
     return {**_schema(), "$defs": defs}
 
 
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_]+:)")
+
+
 def _taken(own: list[str]) -> Iterator[str]:
     """Names of `datasets` that are another's, also on a disk that takes capital letters for small ones."""
     known = {name.casefold(): name for name in _schema()["$defs"]["dataset"]["enum"]}
@@ -96,7 +101,8 @@ def parse(source: str) -> dict[str, Any]:
     """The mapping in a YAML file, in a preset by its name, or in a JSON object written out.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping.
+        UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping; a
+            number is written as YAML 1.1 reads it in base 8 or 60, and DVC in base 10.
     """
     if source.lstrip().startswith("{"):
         try:
@@ -105,7 +111,7 @@ def parse(source: str) -> dict[str, Any]:
             raise UserError(f"--params {source}: not a JSON object ({e}).") from None
     text = _text(source)
     try:
-        twice = [*_twice(yaml.compose(text, yaml.SafeLoader), (), set())]
+        mistakes = [*_mistakes(yaml.compose(text, yaml.SafeLoader), (), set())]
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
@@ -116,8 +122,8 @@ def parse(source: str) -> dict[str, Any]:
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date or number that Python refuses
         raise UserError(f"{source}: not YAML that can be read: {' '.join(str(e).split())}.") from None
-    if twice:
-        raise UserError("\n".join(f"{source}: {line}" for line in twice))
+    if mistakes:
+        raise UserError("\n".join(f"{source}: {line}" for line in mistakes))
     if not isinstance(value, dict):
         raise UserError(f"{source}: a mapping of sections is needed, met {type(value).__name__}.")
     return value
@@ -153,21 +159,28 @@ def _object(source: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _twice(node: yaml.Node | None, where: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    """A line for each key that stands twice in a mapping at or below ``node``; YAML itself takes the last."""
+def _mistakes(node: yaml.Node | None, where: tuple[str, ...], seen: set[int]) -> Iterator[str]:
+    """A line for each key that stands twice in a mapping at or below ``node``, of which YAML itself takes the last, and
+    for each number that it reads in another base than 10 without being asked to: 0200, 1:30."""
     if node is None or id(node) in seen:  # what an alias repeats, or holds itself
         return
     seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _OTHER_BASE.match(node.value):
+        read, line = yaml.safe_load(node.value), node.start_mark.line + 1
+        yield (
+            f"{'.'.join(where)}: {node.value}, in line {line}, is {read} in YAML, which reads a number with a 0 in front in "
+            "base 8 and one with colons in base 60. Write the number that is meant without them."
+        )
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
-            yield from _twice(item, (*where, str(i)), seen)
+            yield from _mistakes(item, (*where, str(i)), seen)
     if isinstance(node, yaml.MappingNode):
         lines: dict[tuple[str, str], list[int]] = {}
         for key, value in node.value:
             name = str(key.value)
             if key.tag != "tag:yaml.org,2002:merge":  # <<
                 lines.setdefault((key.tag, name), []).append(key.start_mark.line + 1)
-            yield from _twice(value, (*where, name), seen)
+            yield from _mistakes(value, (*where, name), seen)
         for (_, name), at in lines.items():
             if len(at) > 1:
                 yield f"{'.'.join((*where, name))}: stands there {len(at)} times, in lines {_listed(at)}. Keep one."

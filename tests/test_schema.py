@@ -279,3 +279,20 @@ def test_every_key_that_stands_twice_is_told_at_once(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_in_a_json_object_is_named() -> None:
     with pytest.raises(UserError, match=r"--params .*: ways: stands twice"):
         schema.parse('{"fewshot": {"ways": 5, "ways": 6}}')
+
+
+@pytest.mark.parametrize(("written", "read"), [("0200", "128"), ("-010", "-8"), ("1:30", "90"), ("1:30.5", "90.5")])
+def test_a_number_that_yaml_reads_in_another_base_is_refused_with_what_it_reads(
+    written: str, read: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"diffusion:\n  sizes: [1, {written}]\n")
+    with pytest.raises(UserError, match=rf"p\.yaml: diffusion\.sizes\.1: {written}, in line 2, is {read} in YAML"):
+        schema.parse(str(file))
+
+
+@pytest.mark.parametrize("written", ["0", "200", "0.5", "0x10", "1_000", "'0200'", "0.", "1e3", "12:00 h"])
+def test_other_numbers_and_words_are_read_as_yaml_reads_them(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(f"a: {written}\n")
+    assert schema.parse(str(file)) == yaml.safe_load(file.read_text())
