@@ -287,7 +287,7 @@ def test_a_number_that_yaml_reads_in_another_base_is_refused_with_what_it_reads(
 ) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(f"diffusion:\n  sizes: [1, {written}]\n")
-    with pytest.raises(UserError, match=rf"p\.yaml: diffusion\.sizes\.1: {written}, in line 2, is {read} in YAML"):
+    with pytest.raises(UserError, match=rf"p\.yaml: diffusion\.sizes\.1: {written} in line 2 is {read} in YAML"):
         schema.parse(str(file))
 
 

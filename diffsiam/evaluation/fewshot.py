@@ -213,5 +213,5 @@ def _too_few(counts: NDArray[np.int64], usable: int, cfg: params.FewShot, datase
     return (
         f"few-shot on {dataset}: {cfg.ways} classes with {max(cfg.shots)} support and {cfg.queries} query "
         f"test images each are needed, {usable} of {np.count_nonzero(counts)} classes have that many. The largest "
-        f"number of shots that works is {max(largest, 0)}: {remedy}, or leave {dataset} out of transfer."
+        f"number of shots that works is {max(largest, 0)}: {remedy}, or leave {dataset} out, of transfer or of --data."
     )
