@@ -165,11 +165,11 @@ def _mistakes(node: yaml.Node | None, where: tuple[str, ...], seen: set[int]) ->
     if node is None or id(node) in seen:  # what an alias repeats, or holds itself
         return
     seen.add(id(node))
-    if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _OTHER_BASE.match(node.value):
+    if where and isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _OTHER_BASE.match(node.value):
         read, line = yaml.safe_load(node.value), node.start_mark.line + 1
         yield (
             f"{'.'.join(where)}: {node.value} in line {line} is {read} in YAML, which reads a number with a 0 in front "
-            "in base 8 and one with colons in base 60. Write the number that is meant, without them."
+            "in base 8 and one with colons in base 60. Write the number that is meant, or quote a word."
         )
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):

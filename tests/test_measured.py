@@ -147,7 +147,7 @@ def test_the_repeated_run_on_the_page_is_that_of_its_file() -> None:
     transfer = found[found["dataset"] != "CIFAR10"].set_index(["run", "method", "seed"])
     whole = transfer.dropna(subset=["linear", "shot1"]).groupby(level=[0, 1, 2]).size() == 6
     means = transfer.groupby(level=[0, 1, 2]).mean(numeric_only=True).loc[whole[whole].index]
-    section = (MEASURED / "README.md").read_text().split("\n## The same again")[1].split("\n## ")[0]
+    section = (MEASURED / "README.md").read_text().split("\n## The same again\n")[1].split("\n## ")[0]
     rows = {title: cells.split("|") for title, cells in re.findall(r"^\| (\w[^|]+?) \|(.*)\|$", section, re.MULTILINE)}
     assert rows.keys() == {"method", "Untrained", "SimSiam", "PDAE", "DiffSiam seq.", "DiffSiam hier."}
     for name, title in TITLES.items():

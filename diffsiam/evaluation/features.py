@@ -19,7 +19,6 @@ from diffsiam.params import Features, Runtime
 from diffsiam.training.methods import METHODS
 
 _PIXELS = 2**21  # that fill a GPU and leave room in its memory for other jobs: 2 048 images of 32x32
-_FEW = 5e11  # FLOP: ten seconds of one core; beside trainings, such a job took fifteen on a GPU (docs/gpu.md)
 
 
 def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mirror: bool = False) -> None:
@@ -33,48 +32,23 @@ def run(encoder: Path, data: Path, cfg: Features, rt: Runtime, out: Path, *, mir
     Raises:
         UserError: the images have another size than the encoder was trained on.
     """
+    device = runtime.select_device(rt, steady=False)  # a few passes, and the last batch has a shape of its own
     model, side = load_encoder(encoder)
-    images = {split: runtime.read_array(data / f"images_{split}.npy") for split in ("train", "test")}
-    for some in images.values():
-        if some.shape[1:] != (side, side, 3):
-            raise UserError(
-                f"{data}: images of {some.shape[1]}x{some.shape[2]}, but {encoder} was trained on {side}x{side}. "
-                "Set data.image_size to one value for both; Snakemake then makes again what has the other."
-            )
-    device = select_device(rt, model, side, sum(map(len, images.values())))
     model.to(device).to(memory_format=torch.channels_last)
     arrays: list[np.ndarray] = []
-    for split, some in images.items():
-        arrays += [extract(model, some, cfg.batch_size, device), runtime.read_array(data / f"labels_{split}.npy")]
-    mirrored = extract(model, images["train"], cfg.batch_size, device, mirror=True) if mirror else None
+    for split in ("train", "test"):
+        images = runtime.read_array(data / f"images_{split}.npy")
+        if images.shape[1:] != (side, side, 3):
+            raise UserError(
+                f"{data}: images of {images.shape[1]}x{images.shape[2]}, but {encoder} was trained on {side}x{side}. "
+                "Set data.image_size to one value for both; Snakemake then makes again what has the other."
+            )
+        arrays += [extract(model, images, cfg.batch_size, device), runtime.read_array(data / f"labels_{split}.npy")]
+    mirrored = None
+    if mirror:
+        images = runtime.read_array(data / "images_train.npy")
+        mirrored = extract(model, images, cfg.batch_size, device, mirror=True)
     store.write(out, *arrays, mirrored=mirrored, edges=edges(runtime.read_json(encoder.parent / "config.json")))
-
-
-def select_device(rt: Runtime, model: nn.Module, side: int, count: int) -> torch.device:
-    """Where ``model``'s features of ``count`` images are computed: where `runtime.device` says; ``auto`` is the CPU for
-    so few that a GPU would take longer to set up, and would hold up the trainings that share it."""
-    device = runtime.select_device(rt, steady=False)  # a few passes, and the last batch has a shape of its own
-    if rt.device != "auto" or device.type == "cpu":
-        return device
-    return torch.device("cpu") if operations(model, side) * count < _FEW else device
-
-
-@torch.inference_mode()
-def operations(model: nn.Module, side: int) -> int:
-    """FLOP of the convolutions and linear layers for one image, two per product. PyTorch's own counter takes four
-    seconds to import."""
-    total = 0
-
-    def add(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer.weight, Tensor)
-        total += 2 * layer.weight[0].numel() * out.numel()
-
-    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    model(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def edges(config: dict[str, Any]) -> np.ndarray | None:
