@@ -165,3 +165,32 @@ def test_the_repeated_run_on_the_page_is_that_of_its_file() -> None:
     assert len(moved) == 7
     assert [round(moved["linear"].agg(how), 1) for how in ("min", "max", "mean")] == [0.1, 2.3, 1.2]
     assert round(moved.drop(columns="linear").max().max(), 1) == 0.5
+
+
+def test_differences_on_the_page_are_those_of_cifar_16() -> None:
+    table = accuracies(MEASURED / "cifar-16")["accuracy"].reset_index()
+    table["protocol"] = table["protocol"].where(table["shots"] == 0, table["shots"].astype(str) + "-shot")
+    names = {"hier.": "diffsiam_hier", "PDAE with SimSiam": "pdae_simsiam", "SimSiam": "simsiam", "PDAE": "pdae"}
+    section = (MEASURED / "README.md").read_text().split("\n## cifar-16")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+ minus [^|]+|the same, without Flowers) \|(.*)\|$", section, re.MULTILINE)
+    assert len(rows) == 5
+    pair, without = "", set[str]()
+    for title, cells in rows:
+        pair, without = (pair, {"Flowers"}) if title.startswith("the same") else (title, set())
+        transfer = table[~table["dataset"].isin({"CIFAR10", *without})]
+        means = transfer.groupby(["method", "protocol", "seed"])["accuracy"].mean()
+        first, second = (means[names[name]] for name in pair.split(" minus "))
+        of = (first - second).groupby("protocol")
+        shown = of.mean(), stats.t.ppf(0.975, 2) * of.std() / 3**0.5
+        protocols = ["linear", "1-shot", "5-shot", "10-shot"]
+        assert [cell.strip() for cell in cells.split("|")] == [
+            f"{shown[0][p]:+.1f} ± {shown[1][p]:.1f}" for p in protocols
+        ]
+
+
+def test_segments_on_the_page_are_those_of_cifar_16() -> None:
+    found = pd.read_csv(MEASURED / "cifar-16" / "segments.csv")
+    r2 = found[found["dataset"] == "CIFAR10"].groupby("method")["segments_r2"].mean().round(2)
+    assert r2.to_dict() == {
+        "diffsiam_hier": 0.50, "pdae": 0.51, "pdae_simsiam": 0.51, "simsiam": 0.76, "untrained": 0.16
+    }  # fmt: skip
