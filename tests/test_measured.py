@@ -194,3 +194,19 @@ def test_segments_on_the_page_are_those_of_cifar_16() -> None:
     assert r2.to_dict() == {
         "diffsiam_hier": 0.50, "pdae": 0.51, "pdae_simsiam": 0.51, "simsiam": 0.76, "untrained": 0.16
     }  # fmt: skip
+
+
+def test_what_makes_segments_alike_is_as_the_trials_say() -> None:
+    found = pd.read_csv(MEASURED / "cifar-16" / "trials.csv").set_index(["method", "trial"])
+    searched = pd.read_csv(MEASURED / "cifar-16" / "search.csv").set_index(["method", "trial"])["accuracy"]
+    assert found["validation"].to_dict() == pytest.approx(searched.to_dict(), abs=1e-3)
+    page = (MEASURED / "README.md").read_text().split("| training | validation |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in page.splitlines()[2:]]
+    trials = [
+        ("diffsiam_hier", "optimizer.learning_rate=0.2"),
+        ("diffsiam_seq", "diffusion_weight=768.0"),
+        ("diffsiam_seq", "diffusion_weight=2304.0"),
+        ("seq_alone", "diffusion_weight=768.0"),
+    ]
+    columns = [found.loc[trial, ["validation", "segments_r2", "rankme"]] for trial in trials]
+    assert rows == [[f"{accuracy:.1f}", f"{r2:.2f}"[1:], f"{rank:.0f}"] for accuracy, r2, rank in columns]
