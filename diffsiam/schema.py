@@ -84,10 +84,6 @@ def _with(own: list[str]) -> dict[str, Any]:
     return {**_schema(), "$defs": defs}
 
 
-_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
-_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_]+:)")
-
-
 def _taken(own: list[str]) -> Iterator[str]:
     """Names of `datasets` that are another's, also on a disk that takes capital letters for small ones."""
     known = {name.casefold(): name for name in _schema()["$defs"]["dataset"]["enum"]}
@@ -102,7 +98,7 @@ def parse(source: str) -> dict[str, Any]:
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, not YAML or no mapping; a key stands twice in one mapping; a
-            number is written as YAML 1.1 reads it in base 8 or 60, and DVC in base 10.
+            number is written so that YAML 1.1 reads it in base 8 or 60, which DVC does not.
     """
     if source.lstrip().startswith("{"):
         try:
@@ -157,6 +153,10 @@ def _object(source: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [key for key, times in count.items() if times > 1]:
         raise UserError(f"--params {source}: {', '.join(twice)}: stands twice in one object. Keep one.")
     return dict(pairs)
+
+
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+$|[0-9_]+:)")
 
 
 def _mistakes(node: yaml.Node | None, where: tuple[str, ...], seen: set[int]) -> Iterator[str]:
