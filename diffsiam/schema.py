@@ -36,12 +36,16 @@ def _is_number(checker: object, value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _is_string(checker: object, value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
 # JSON Schema's own words take 600.0 for an integer, and YAML's .nan for a number within any bounds. What 64 bits do not
-# hold is neither.
+# hold is neither; what no path and no argument of a program can hold is no text.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {"integer": _is_integer, "number": _is_number}
+        {"integer": _is_integer, "number": _is_number, "string": _is_string}
     ),
 )
 

@@ -133,6 +133,11 @@ def test_a_value_out_of_range_is_one_message_that_names_its_key(key: Key) -> Non
         assert f"{dotted(key)}: met " in message(changed(key, value)), value
 
 
+@pytest.mark.parametrize("key", [k for k in KEYS if "string" in allowed_types(k)], ids=dotted)
+def test_a_text_that_no_path_can_hold_is_one_message_that_names_its_key(key: Key) -> None:
+    assert rf'{dotted(key)}: met "a\u0000b", allowed: ' in message(changed(key, "a\0b"))
+
+
 @pytest.mark.parametrize("key", [k for k in KEYS if allowed_types(k) & {"integer", "number"}], ids=dotted)
 def test_what_is_no_finite_number_is_one_message_that_names_its_key(key: Key) -> None:
     for value in (math.nan, math.inf, -math.inf, -(10**400)):
