@@ -14,6 +14,10 @@ HERE = Path(__file__).parent
 WHOLE = ("slurm", "dvc")
 FIRST = (*WHOLE, "workflow", "training")  # they take longest, and the cluster mostly waits
 
+# Snakemake's SLURM plugin asks the cluster something whenever it is imported, and waits 10 s for one that it cannot
+# reach: that of tests/slurm, from everywhere else. An empty configuration ends that at once.
+os.environ["SLURM_CONF"] = os.devnull
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of two workers on two cores wait for each other
 

@@ -101,12 +101,14 @@ class Cluster:
     """A running cluster; its daemons can be stopped and started again.
 
     Attributes:
-        inside: command that runs another one in the cluster's network; empty where that is everybody's.
+        inside: command that runs another one where the cluster is seen.
+        isolated: whether that is a network of its own.
     """
 
     folder: Path
     daemons: dict[str, subprocess.Popen[bytes]]
     inside: list[str]
+    isolated: bool = False
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
@@ -153,7 +155,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         raise RuntimeError(reason)
     folder.chmod(0o755)
     (folder / "state").mkdir()
-    here = Cluster(folder, {}, [])
+    here = Cluster(folder, {}, ["env", "--unset=SLURM_CONF"])  # which hides it from all other tests
     linked = [ETC / name for name in CONFIGURATION]
     try:
         _configure(folder)
@@ -194,7 +196,7 @@ def _isolate(here: Cluster) -> None:
     own = f"/proc/{here.daemons['network'].pid}/ns/net"
     while os.readlink(own) == os.readlink("/proc/self/ns/net"):
         time.sleep(0.05)
-    here.inside = ["nsenter", f"--net={own}"]
+    here.inside, here.isolated = ["nsenter", f"--net={own}", *here.inside], True
     here.ask("ip", "link", "set", "lo", "up")
     # Names are looked up only where there is an address besides 127.*; 192.0.2.* belongs to nobody.
     for address in {"192.0.2.1", socket.gethostbyname(socket.gethostname())}:

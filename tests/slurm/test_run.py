@@ -60,7 +60,7 @@ def test_nothing_is_left_to_do_afterwards_on_the_cluster_or_without(disturbed: C
 
 
 def test_jobs_had_no_network(disturbed: Clone, slurm: Cluster) -> None:
-    if not slurm.inside:
+    if not slurm.isolated:
         pytest.skip("the kernel gives us no network namespace here")
     connect = "import socket; socket.create_connection(('1.1.1.1', 443), 5)"
     done = subprocess.run([*slurm.inside, "srun", sys.executable, "-c", connect], capture_output=True, text=True)
