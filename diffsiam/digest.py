@@ -11,8 +11,8 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import io
-import tokenize
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -64,13 +64,8 @@ def digest(stage: str) -> str:
     """16 hexadecimal digits that change with the code of ``stage`` and with nothing else."""
     total = hashlib.sha256()
     for name in modules(stage):
-        total.update(f"{name}\n{_code(name)}\n".encode())
+        total.update(f"{name}\n{_read(name)[1]}\n".encode())
     return total.hexdigest()[:16]
-
-
-@functools.cache
-def _code(module: str) -> str:
-    return normalized(source(module).read_text(encoding="utf-8"))
 
 
 def source(module: str) -> Path:
@@ -79,33 +74,51 @@ def source(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@functools.cache
 def imports(module: str) -> tuple[str, ...]:
     """Package modules named by any import statement of ``module``, inside functions too."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+    return _read(module)[0]
+
+
+@functools.cache
+def _read(module: str) -> tuple[tuple[str, ...], str]:
+    """What a module imports, and its normalised text; parsed once for both."""
+    text, names = source(module).read_text(encoding="utf-8"), set()
+    tree = ast.parse(text)
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return tuple(sorted(n for n in names if n.split(".")[0] == "diffsiam" and source(n).exists()))
+    found = sorted(n for n in names if n.split(".")[0] == "diffsiam" and source(n).exists())
+    return tuple(found), normalized(text, tree)
 
 
-def normalized(text: str) -> str:
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and every statement below it; expressions, which are most of a tree, are left out."""
+    yield node
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        inner = getattr(node, field, ())
+        for child in inner if isinstance(inner, list) else ():
+            yield from _statements(child)
+
+
+# A string or a comment. Python's own tokenizer, which a test compares this with, takes a second for the whole package,
+# every time that Snakemake starts.
+_TOKEN = re.compile(r"""('{3}|\"{3})(?:[^\\]|\\.)*?\1|(['"])(?:[^\\\n]|\\.)*?\2|\#[^\n]*""", re.DOTALL)
+
+
+def normalized(text: str, tree: ast.Module | None = None) -> str:
     """``text`` without comments, docstrings and blank lines; what stands inside other strings is kept as it is."""
     lines = text.split("\n")
     inside: set[int] = set()  # lines, counted from 0, that end within a string
-    opened: list[int] = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        kind, row, column = tokenize.tok_name[token.type], token.start[0] - 1, token.start[1]
-        if kind == "COMMENT":
-            lines[row] = lines[row][:column]
-        elif kind.endswith("STRING_START"):  # f-strings are many tokens from Python 3.12 on
-            opened.append(row)
-        elif kind == "STRING" or kind.endswith("STRING_END"):
-            start = row if kind == "STRING" else opened.pop()
-            inside |= set(range(start, token.end[0] - 1))
-    for node in ast.walk(ast.parse(text)):
+    row = at = 0
+    for token in _TOKEN.finditer(text):
+        row, at = row + text.count("\n", at, token.start()), token.start()
+        if token[0].startswith("#"):
+            lines[row] = lines[row][: at - text.rfind("\n", 0, at) - 1]
+        else:
+            inside |= set(range(row, row + token[0].count("\n")))
+    for node in _statements(tree or ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)

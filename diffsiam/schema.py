@@ -52,7 +52,8 @@ _Validator = jsonschema.validators.extend(
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    return yaml.load(SCHEMA.read_text(encoding="utf-8"), loader)
 
 
 def check(raw: dict[str, Any], *, complete: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,18 @@ class A:
 '''
 
 
+STRINGS = r"""
+a = 'it\'s # no comment', "\\"  # a comment with a ' and a "
+b = r'\'  '#' rb"\"" # another: '''
+c = '''one " and \''' and # inside
+
+too'''  # after "
+d = 'over \
+  lines # still'; e = ""  # "" and ''''''
+f = f"{a['#']} # {b!r:>{5}}"; g = ''''#'''  # such
+"""
+
+
 def test_normalized_by_hand() -> None:
     assert digest.normalized(TEXT).split("\n") == [
         "import os",
@@ -185,6 +200,35 @@ def test_normalized_by_hand() -> None:
 )
 def test_edits_inside_strings_and_of_indentation_are_edits(old: str, new: str) -> None:
     assert digest.normalized(TEXT.replace(old, new)) != digest.normalized(TEXT)
+
+
+def by_the_tokenizer(text: str) -> str:
+    """What `normalized` gives, its strings and comments found by Python's own tokenizer."""
+    lines, inside, opened = text.split("\n"), set[int](), list[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind, row, column = tokenize.tok_name[token.type], token.start[0] - 1, token.start[1]
+        if kind == "COMMENT":
+            lines[row] = lines[row][:column]
+        elif kind.endswith("STRING_START"):  # f-strings are many tokens from Python 3.12 on
+            opened.append(row)
+        elif kind == "STRING" or kind.endswith("STRING_END"):
+            inside |= set(range(row if kind == "STRING" else opened.pop(), token.end[0] - 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                for row in range(first.lineno - 1, first.end_lineno or 0):
+                    lines[row] = ""
+                    inside.discard(row)
+    kept = (line if row in inside else line.rstrip() for row, line in enumerate(lines) if line.strip() or row in inside)
+    return "\n".join(kept)
+
+
+def test_strings_and_comments_are_those_of_pythons_tokenizer() -> None:
+    files = [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    assert len(files) > 200
+    for text in [TEXT, TEXT.replace("import os", STRINGS), *(path.read_text() for path in files)]:
+        assert digest.normalized(text) == by_the_tokenizer(text)
 
 
 def interpreter(version: str) -> str:
