@@ -60,6 +60,7 @@ def modules(stage: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in found if source(n).name != "__init__.py"))
 
 
+@functools.cache
 def digest(stage: str) -> str:
     """16 hexadecimal digits that change with the code of ``stage`` and with nothing else."""
     total = hashlib.sha256()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.dvc.clones import Clone
 from tests.slurm.cluster import NODES, Cluster
-from tests.slurm.project import copy, jobs, on_cluster, settings, started
+from tests.slurm.project import copy, hurry, jobs, on_cluster, settings, started
 
 pytestmark = pytest.mark.slow
 LINEAR = "results/linear/sprites/diffsiam_hier/seed0/digits.json"
@@ -103,6 +103,7 @@ def test_training_over_two_nodes(project: Clone, slurm: Cluster) -> None:
 
 
 def test_dvc_repro_submits_only_what_an_edit_touches(project: Clone, slurm: Cluster) -> None:
+    hurry(project)
     profile = {"SNAKEMAKE_PROFILE": str(project.root / "profiles/slurm")}
     project.run(*slurm.inside, "dvc", "repro", "tables", **profile)
     assert jobs(slurm, project) == []
