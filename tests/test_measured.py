@@ -174,25 +174,48 @@ def test_the_repeated_run_on_the_page_is_that_of_its_file() -> None:
     assert told in " ".join(section.split())
 
 
-def test_differences_on_the_page_are_those_of_cifar_16() -> None:
+def of_cifar_16() -> pd.DataFrame:
+    """Accuracies by method, protocol, data set and seed; a method at another setting is one more, by the setting."""
     table = accuracies(MEASURED / "cifar-16")["accuracy"].reset_index()
     table["protocol"] = table["protocol"].where(table["shots"] == 0, table["shots"].astype(str) + "-shot")
+    other = pd.read_csv(MEASURED / "cifar-16" / "settings.csv").drop(columns="method")
+    other = other.melt(["setting", "seed", "dataset"], value_name="accuracy").rename(columns={"setting": "method"})
+    other["protocol"] = other["variable"].str.replace(r"shot(\d+)$", r"\1-shot", regex=True)
+    return pd.concat([table, other])
+
+
+def test_differences_on_the_page_are_those_of_cifar_16() -> None:
+    table = of_cifar_16()
     names = {"hier.": "diffsiam_hier", "PDAE with SimSiam": "pdae_simsiam", "SimSiam": "simsiam", "PDAE": "pdae"}
+    names |= {
+        "SimSiam, its predictor's rate fixed": "fixed_predictor_rate=true",
+        "hier. of the noise": "loss_space=noise",
+    }
     section = PAGE.read_text().split("\n## cifar-16")[1].split("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+ minus [^|]+|the same, without Flowers) \|(.*)\|$", section, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 7
     pair, without = "", set[str]()
     for title, cells in rows:
         pair, without = (pair, {"Flowers"}) if title.startswith("the same") else (title, set())
         transfer = table[~table["dataset"].isin({"CIFAR10", *without})]
         means = transfer.groupby(["method", "protocol", "seed"])["accuracy"].mean()
         first, second = (means[names[name]] for name in pair.split(" minus "))
-        of = (first - second).groupby("protocol")
+        of = (first - second).dropna().groupby("protocol")
         shown = of.mean(), stats.t.ppf(0.975, 2) * of.std() / 3**0.5
         protocols = ["linear", "1-shot", "5-shot", "10-shot"]
         assert [cell.strip() for cell in cells.split("|")] == [
             f"{shown[0][p]:+.1f} ± {shown[1][p]:.1f}" for p in protocols
         ]
+
+
+def test_what_was_tried_at_cifar_16_is_on_the_page_whole() -> None:
+    found = pd.read_csv(MEASURED / "cifar-16" / "search.csv").set_index("method")["accuracy"]
+    text = PAGE.read_text().split("### What else was tried")[1].split("**Why seq.")[0]
+    rows = [cells.split("|") for cells in re.findall(r"^\| [^|]+ \|(.*)\|$", text, re.MULTILINE)[2:]]
+    methods = ["simsiam", "diffsiam_hier", "diffsiam_seq", "seq_alone"]
+    assert found.index.unique().sort_values().tolist() == sorted(methods)
+    for method, column in zip(methods, zip(*rows, strict=True), strict=True):
+        assert sorted(filter(None, map(str.strip, column))) == sorted(f"{accuracy:.1f}" for accuracy in found[[method]])
 
 
 def test_segments_on_the_page_are_those_of_cifar_16() -> None:
@@ -212,8 +235,10 @@ def test_what_makes_segments_alike_is_as_the_trials_say() -> None:
     trials = [
         ("diffsiam_hier", "optimizer.learning_rate=0.2"),
         ("diffsiam_seq", "diffusion_weight=768.0"),
+        ("diffsiam_seq", "time_input=noise_level"),
         ("diffsiam_seq", "diffusion_weight=2304.0"),
         ("seq_alone", "diffusion_weight=768.0"),
+        ("diffsiam_seq", "last_relu=false"),
     ]
     columns = [found.loc[trial, ["validation", "segments_r2", "rankme"]] for trial in trials]
     assert rows == [[f"{accuracy:.1f}", f"{r2:.2f}"[1:], f"{rank:.0f}"] for accuracy, r2, rank in columns]
