@@ -56,7 +56,7 @@ def modules(stage: str) -> tuple[str, ...]:
         name = todo.pop()
         if name not in found and name not in _EXCLUDED:
             found.add(name)
-            todo += imports(name)
+            todo += _read(name)[0]
     return tuple(sorted(n for n in found if source(n).name != "__init__.py"))
 
 
@@ -75,14 +75,9 @@ def source(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def imports(module: str) -> tuple[str, ...]:
-    """Package modules named by any import statement of ``module``, inside functions too."""
-    return _read(module)[0]
-
-
 @functools.cache
 def _read(module: str) -> tuple[tuple[str, ...], str]:
-    """What a module imports, and its normalised text; parsed once for both."""
+    """Package modules named by any import statement of ``module``, inside functions too, and its normalised text."""
     text, names = source(module).read_text(encoding="utf-8"), set()
     tree = ast.parse(text)
     for node in _statements(tree):
@@ -97,9 +92,8 @@ def _read(module: str) -> tuple[tuple[str, ...], str]:
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
     """``node`` and every statement below it; expressions, which are most of a tree, are left out."""
     yield node
-    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
-        inner = getattr(node, field, ())
-        for child in inner if isinstance(inner, list) else ():
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
             yield from _statements(child)
 
 
